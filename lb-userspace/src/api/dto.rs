@@ -1,0 +1,223 @@
+//! What crosses the control socket. The JSON of these types is the stable schema behind every `--json`.
+//!
+//! Owns: request and response shapes. Does not own: who answers (`daemon`) or how they look on a terminal (`cli`).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    /// The configuration file in force.
+    pub config: String,
+    /// Seconds since the Unix epoch of the last successful load of the file.
+    pub config_loaded_at: u64,
+    /// Why the last reload was refused, if it was; the older state keeps running.
+    pub config_error: Option<String>,
+    /// True once every backend has a first verdict and the data path is attached and programmed.
+    pub ready: bool,
+    /// Why `ready` is false.
+    pub not_ready: Vec<String>,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub services: Vec<ServiceSummary>,
+    /// Packets by verdict and reason since the data path was loaded; rows that are zero are left out.
+    pub packets: Vec<ReasonCount>,
+    pub capacity: Vec<CapacityUse>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub ifindex: u32,
+    pub asked: XdpMode,
+    /// `native` or `generic`: read back from the kernel; `None` when not attached.
+    pub got: Option<XdpMode>,
+    /// Why the mode is not the one asked for, or why it is not attached.
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonCount {
+    /// `forward`, `pass`, `drop` …
+    pub verdict: String,
+    pub reason: String,
+    pub packets: u64,
+    pub help: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CapacityUse {
+    /// `services`, `backends`, `slots`
+    pub what: String,
+    pub used: u64,
+    pub limit: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceSummary {
+    pub name: String,
+    /// `203.0.113.10:80`, `[2001:db8::1]:443`, `203.0.113.10:*`
+    pub vip: String,
+    pub protocol: Protocol,
+    pub forward: Forward,
+    pub backends: u32,
+    /// Backends that may get new flows now.
+    pub eligible: u32,
+    pub table_size: u32,
+    pub packets: u64,
+    pub bytes: u64,
+    pub flows: u64,
+    /// `file` or `runtime`: who declared it.
+    pub origin: String,
+}
+
+/// `GET /v1/services/{name}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceDetail {
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    pub affinity: Affinity,
+    pub on_empty: OnEmpty,
+    /// One line, for example `http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3`.
+    pub health: String,
+    /// Hex digest of the lookup table: equal on two nodes ⇔ same slots. `None` when the table is empty.
+    pub table_digest: Option<String>,
+    pub backends: Vec<BackendDetail>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BackendDetail {
+    pub service: String,
+    pub address: IpAddr,
+    /// The id in the data plane; unique per (service, backend).
+    pub id: u32,
+    pub weight: u32,
+    pub admin: Admin,
+    /// Reason given with the last drain, disable or activate.
+    pub admin_reason: Option<String>,
+    /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).
+    pub admin_by: Option<String>,
+    pub admin_at: Option<u64>,
+    pub health: Health,
+    /// What the last probe said, for example `connection refused`, `HTTP 503`.
+    pub health_reason: Option<String>,
+    /// Seconds since the health last flipped.
+    pub health_since_seconds: Option<u64>,
+    /// May get new flows now.
+    pub eligible: bool,
+    /// Why it may not, for example `probes fail: connection refused`, `next hop unknown: no route to 10.0.0.11`.
+    pub not_eligible: Option<String>,
+    /// `eth0 via 02:00:00:00:00:01, mtu 1500`
+    pub next_hop: Option<String>,
+    /// Slots of the lookup table that name it.
+    pub slots: u32,
+    pub packets: u64,
+    pub bytes: u64,
+    pub flows: u64,
+    /// `file` or `runtime`.
+    pub origin: String,
+}
+
+/// `POST /v1/services`. The same keys and values as a `[[service]]` of sluice.toml.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceAdd {
+    /// A `[[service]]` table as JSON.
+    #[schema(value_type = Object)]
+    pub service: serde_json::Value,
+}
+
+/// `POST /v1/services/{name}/backends`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BackendAdd {
+    pub address: IpAddr,
+    #[serde(default)]
+    pub weight: Option<u32>,
+}
+
+/// `PUT /v1/services/{name}/backends/{address}/admin`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AdminChange {
+    pub admin: Admin,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// `PUT /v1/services/{name}/backends/{address}/weight`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WeightChange {
+    pub weight: u32,
+}
+
+/// What a change did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Changed {
+    /// One sentence for a person, for example `backend 10.0.0.11 of web is draining`.
+    pub message: String,
+    /// False when everything already was as asked.
+    pub changed: bool,
+    /// Slots whose backend changed.
+    pub slots_moved: u64,
+    /// Of these, slots that moved although neither their old nor their new backend changed (Maglev's excess).
+    pub slots_moved_in_excess: u64,
+}
+
+/// Body of every answer with a status of 400 or above.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// Names the thing, the place and the way out.
+    pub error: String,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// 404
+    #[error("{0}")]
+    NotFound(String),
+    /// 409
+    #[error("{0}")]
+    Conflict(String),
+    /// 422
+    #[error("{0}")]
+    Invalid(String),
+    /// 500: asked for rightly, could not be done; the older state keeps running.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Who asks, from the socket's peer credentials.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Caller {
+    pub uid: u32,
+    pub user: String,
+}
+
+/// What the control socket asks of the daemon's owner loop. Each carries where its answer goes.
+#[derive(Debug)]
+pub enum Command {
+    Status(Reply<Status>),
+    Services(Reply<Vec<ServiceSummary>>),
+    Service { name: String, reply: Reply<ServiceDetail> },
+    ServiceAdd { caller: Caller, add: ServiceAdd, reply: Reply<Changed> },
+    ServiceRemove { caller: Caller, name: String, reply: Reply<Changed> },
+    /// All backends, or those of one service.
+    Backends { service: Option<String>, reply: Reply<Vec<BackendDetail>> },
+    BackendAdd { caller: Caller, service: String, add: BackendAdd, reply: Reply<Changed> },
+    BackendRemove { caller: Caller, service: String, address: IpAddr, reply: Reply<Changed> },
+    BackendAdmin { caller: Caller, service: String, address: IpAddr, change: AdminChange, reply: Reply<Changed> },
+    BackendWeight { caller: Caller, service: String, address: IpAddr, change: WeightChange, reply: Reply<Changed> },
+    Reload(Reply<Changed>),
+    /// Takes the data path down and ends the daemon.
+    Detach(Reply<Changed>),
+}
+
+/// Where the answer to a [`Command`] goes.
+pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;

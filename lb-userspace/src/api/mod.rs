@@ -1,0 +1,5 @@
+//! The control socket: JSON over HTTP over a Unix socket.
+
+pub mod client;
+pub mod dto;
+pub mod server;

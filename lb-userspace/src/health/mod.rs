@@ -1,0 +1,27 @@
+//! Health: probing backends, and turning single probe results into up and down.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::model::{Health, ProbeKind};
+
+/// One thing to probe. Identical targets of several services are probed once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeTarget {
+    /// Where the probe goes: the backend's address and the probe's port.
+    pub address: SocketAddr,
+    pub kind: ProbeKind,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub rise: u32,
+    pub fall: u32,
+}
+
+/// Sent on a flip only (and for the first verdict).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthEvent {
+    pub target: ProbeTarget,
+    pub health: Health,
+    /// What the deciding probe said, for example `HTTP 503`, `connection refused`, `no answer within 1s`.
+    pub reason: String,
+}
