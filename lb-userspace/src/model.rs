@@ -11,7 +11,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Tcp,
@@ -69,7 +81,9 @@ pub enum Forward {
 }
 
 /// What the hash is taken over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 pub enum Affinity {
     #[default]
     #[serde(rename = "5-tuple")]
@@ -79,7 +93,9 @@ pub enum Affinity {
 }
 
 /// What happens to a service when no backend is eligible any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum OnEmpty {
     /// The last table stays: a failing prober must not take a service down.
@@ -210,7 +226,12 @@ pub struct Capacity {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { services: 1_024, backends: 16_384, slots: 4_194_304, flows: 1_048_576 }
+        Self {
+            services: 1_024,
+            backends: 16_384,
+            slots: 4_194_304,
+            flows: 1_048_576,
+        }
     }
 }
 
@@ -244,7 +265,9 @@ pub struct Config {
 }
 
 /// What the operator wants of one backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     #[default]
@@ -256,7 +279,9 @@ pub enum Admin {
 }
 
 /// What probes say of one backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// Not probed yet.

@@ -96,6 +96,7 @@ pub struct ServiceDetail {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendDetail {
     pub service: String,
+    #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
     /// The id in the data plane; unique per (service, backend).
     pub id: u32,
@@ -137,6 +138,7 @@ pub struct ServiceAdd {
 /// `POST /v1/services/{name}/backends`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendAdd {
+    #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
     #[serde(default)]
     pub weight: Option<u32>,
@@ -205,15 +207,51 @@ pub struct Caller {
 pub enum Command {
     Status(Reply<Status>),
     Services(Reply<Vec<ServiceSummary>>),
-    Service { name: String, reply: Reply<ServiceDetail> },
-    ServiceAdd { caller: Caller, add: ServiceAdd, reply: Reply<Changed> },
-    ServiceRemove { caller: Caller, name: String, reply: Reply<Changed> },
+    Service {
+        name: String,
+        reply: Reply<ServiceDetail>,
+    },
+    ServiceAdd {
+        caller: Caller,
+        add: ServiceAdd,
+        reply: Reply<Changed>,
+    },
+    ServiceRemove {
+        caller: Caller,
+        name: String,
+        reply: Reply<Changed>,
+    },
     /// All backends, or those of one service.
-    Backends { service: Option<String>, reply: Reply<Vec<BackendDetail>> },
-    BackendAdd { caller: Caller, service: String, add: BackendAdd, reply: Reply<Changed> },
-    BackendRemove { caller: Caller, service: String, address: IpAddr, reply: Reply<Changed> },
-    BackendAdmin { caller: Caller, service: String, address: IpAddr, change: AdminChange, reply: Reply<Changed> },
-    BackendWeight { caller: Caller, service: String, address: IpAddr, change: WeightChange, reply: Reply<Changed> },
+    Backends {
+        service: Option<String>,
+        reply: Reply<Vec<BackendDetail>>,
+    },
+    BackendAdd {
+        caller: Caller,
+        service: String,
+        add: BackendAdd,
+        reply: Reply<Changed>,
+    },
+    BackendRemove {
+        caller: Caller,
+        service: String,
+        address: IpAddr,
+        reply: Reply<Changed>,
+    },
+    BackendAdmin {
+        caller: Caller,
+        service: String,
+        address: IpAddr,
+        change: AdminChange,
+        reply: Reply<Changed>,
+    },
+    BackendWeight {
+        caller: Caller,
+        service: String,
+        address: IpAddr,
+        change: WeightChange,
+        reply: Reply<Changed>,
+    },
     Reload(Reply<Changed>),
     /// Takes the data path down and ends the daemon.
     Detach(Reply<Changed>),
