@@ -41,6 +41,17 @@ pub struct Node {
     pub backend_capacity: u32,
 }
 
+impl Node {
+    /// As the loader writes it into the object.
+    pub fn words(&self) -> [u32; 12] {
+        let mut words = [0; 12];
+        words[..10].copy_from_slice(&self.hash_keys);
+        words[10] = self.service_mask;
+        words[11] = self.backend_capacity;
+        words
+    }
+}
+
 /// Key bits and flags of [`ServiceEntry::id`], low 32 bits: port (as on the wire) | protocol << 16 | flags << 24.
 pub mod service_flags {
     /// The entry is in use.
@@ -73,6 +84,14 @@ pub struct ServiceBucket {
     pub ways: [ServiceEntry; 2],
 }
 
+impl ServiceBucket {
+    /// As user space stores it.
+    pub fn words(&self) -> [u64; 8] {
+        let [a, b] = &self.ways;
+        [a.address[0], a.address[1], a.id, a.table, b.address[0], b.address[1], b.id, b.table]
+    }
+}
+
 /// Words of the map `CONTROL`.
 pub mod control {
     /// Which half of the service table is in force (bit 63) and its seed (low 32 bits).
@@ -101,6 +120,17 @@ impl Route {
     pub const NONE: Self =
         Self { ifindex: 0, mtu: 0, encap: Encap::None as u16, partial_checksum: 0, _pad: 0, header: [0; 72] };
 }
+
+impl Route {
+    /// As user space stores it.
+    pub fn words(&self) -> [u64; ROUTE_WORDS] {
+        // SAFETY: a `repr(C)` struct of integers without padding, exactly as large (asserted below).
+        unsafe { core::mem::transmute::<Self, [u64; ROUTE_WORDS]>(*self) }
+    }
+}
+
+/// 64-bit words of a [`Route`].
+pub const ROUTE_WORDS: usize = size_of::<Route>() / 8;
 
 impl Default for Route {
     fn default() -> Self {
@@ -136,6 +166,11 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Index of the first word of a route in the record.
+    pub const fn route_word(route: usize) -> usize {
+        1 + route * ROUTE_WORDS
+    }
+
     #[inline(always)]
     pub const fn head(service: u32, route: usize) -> u64 {
         ((service as u64) << 32) | (route as u64 & 1)

@@ -6,6 +6,7 @@
 //! - The outer IPv4 header has DF set and identification 0 (RFC 6864: an atomic datagram needs no identification).
 
 use crate::abi::{Encap, Route};
+use crate::checksum;
 use crate::packet::Frame;
 use crate::parse::Packet;
 use crate::reason::Reason;
@@ -33,46 +34,28 @@ pub fn encapsulate<F: Frame>(frame: &mut F, packet: &Packet, route: &Route, entr
     if delta != 0 && !frame.move_head(delta) {
         return Err(Reason::Headroom);
     }
-    // Inside the frame by construction; the verifier wants to see the check again after the head moved.
-    let written = match l3_overhead {
+    // The views are inside the frame by construction; the verifier wants to see the check again after the head moved.
+    match l3_overhead {
         IPV4 => {
-            let mut header: [u8; ETHERNET + IPV4] = first(&route.header);
-            let length = (outer_length as u16).to_be_bytes();
-            header[ETHERNET + 1] = packet.tos;
-            header[ETHERNET + 2] = length[0];
-            header[ETHERNET + 3] = length[1];
+            let mut header = frame.view_mut::<{ ETHERNET + IPV4 }>(0).ok_or(Reason::Headroom)?;
+            header.copy_from(&route.header);
+            header.set::<u8, { ETHERNET + 1 }>(packet.tos);
+            header.set::<u16, { ETHERNET + 2 }>((outer_length as u16).to_be());
             // RFC 1071: the sum over the constant part is ready; TOS is the low byte of the first word.
             let sum = route.partial_checksum + u32::from(packet.tos) + outer_length;
-            let checksum = crate::checksum::finish(sum).to_be_bytes();
-            header[ETHERNET + 10] = checksum[0];
-            header[ETHERNET + 11] = checksum[1];
-            frame.write(0, header)
+            header.set::<u16, { ETHERNET + 10 }>(checksum::finish(sum).to_be());
         }
         IPV6 => {
-            let mut header: [u8; ETHERNET + IPV6] = first(&route.header);
-            let length = (packet.length as u16).to_be_bytes();
+            let mut header = frame.view_mut::<{ ETHERNET + IPV6 }>(0).ok_or(Reason::Headroom)?;
+            header.copy_from(&route.header);
             // RFC 8200: version (4), traffic class (8), flow label (20).
             let word = (6 << 28) | (u32::from(packet.tos) << 20) | (entropy & 0xf_ffff);
-            let word = word.to_be_bytes();
-            header[ETHERNET] = word[0];
-            header[ETHERNET + 1] = word[1];
-            header[ETHERNET + 2] = word[2];
-            header[ETHERNET + 3] = word[3];
-            header[ETHERNET + 4] = length[0];
-            header[ETHERNET + 5] = length[1];
-            frame.write(0, header)
+            header.set::<u32, ETHERNET>(word.to_be());
+            header.set::<u16, { ETHERNET + 4 }>((packet.length as u16).to_be());
         }
-        _ => frame.write::<[u8; ETHERNET]>(0, first(&route.header)),
-    };
-    if written { Ok(()) } else { Err(Reason::Headroom) }
-}
-
-/// The first `N` bytes of a template, without a bounds check that could panic.
-#[inline(always)]
-fn first<const N: usize>(header: &[u8; 72]) -> [u8; N] {
-    const { assert!(N <= 72) };
-    // SAFETY: N ≤ 72 bytes of plain `u8`.
-    unsafe { header.as_ptr().cast::<[u8; N]>().read() }
+        _ => frame.view_mut::<ETHERNET>(0).ok_or(Reason::Headroom)?.copy_from(&route.header),
+    }
+    Ok(())
 }
 
 /// What the daemon knows of the way to a backend.
@@ -106,7 +89,7 @@ impl Route {
                 ip[12..16].copy_from_slice(&source.octets());
                 ip[16..20].copy_from_slice(&destination.octets());
                 let mut route = Self::new(way, Encap::Ipv4, ethertype(false), &ip);
-                route.partial_checksum = crate::checksum::sum(&ip);
+                route.partial_checksum = checksum::sum(&ip);
                 Some(route)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {

@@ -1,6 +1,8 @@
 //! The bytes of one packet. This file owns all `unsafe` access to packet memory; its one proof obligation is the bounds check in
 //! [`Frame::at`], which the kernel's verifier checks again.
 
+use core::marker::PhantomData;
+
 /// One Ethernet frame that can grow or shrink at its head.
 ///
 /// # Safety
@@ -22,42 +24,82 @@ pub unsafe trait Frame {
         self.end() as usize - self.start() as usize
     }
 
-    /// A copy of the `T` that stands `offset` bytes into the frame; `None` when it does not lie wholly inside.
+    /// The `N` bytes that stand `offset` bytes into the frame; `None` when they do not lie wholly inside.
     #[inline(always)]
-    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
-        // SAFETY: `at` returned a pointer to size_of::<T>() bytes inside the frame; any bit pattern is a valid `Wire`.
-        self.at::<T>(offset).map(|p| unsafe { p.read_unaligned() })
+    fn view<const N: usize>(&self, offset: usize) -> Option<View<'_, N>> {
+        self.at::<N>(offset).map(|start| View { start, _frame: PhantomData })
     }
 
-    /// Writes `value` at `offset`; `false` when it does not fit.
+    /// The same, writable.
     #[inline(always)]
-    fn write<T: Wire>(&mut self, offset: usize, value: T) -> bool {
-        match self.at::<T>(offset) {
-            Some(p) => {
-                // SAFETY: as in `read`; the frame's memory is writable.
-                unsafe { p.write_unaligned(value) };
-                true
-            }
-            None => false,
-        }
+    fn view_mut<const N: usize>(&mut self, offset: usize) -> Option<ViewMut<'_, N>> {
+        self.at::<N>(offset).map(|start| ViewMut { start, _frame: PhantomData })
     }
 
-    /// The bounds check: a pointer to `size_of::<T>()` bytes that all lie inside the frame.
+    /// The bounds check: a pointer to `N` bytes that all lie inside the frame.
     #[inline(always)]
-    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+    fn at<const N: usize>(&self, offset: usize) -> Option<*mut u8> {
         // Offsets come from header lengths and stay far below this; the verifier needs a constant bound on each.
         if offset > MAX_OFFSET {
             return None;
         }
         let p = self.start().wrapping_add(offset);
-        if p.wrapping_add(size_of::<T>()) > self.end() { None } else { Some(p.cast()) }
+        if p.wrapping_add(N) > self.end() { None } else { Some(p) }
+    }
+}
+
+/// `N` bytes of a frame, checked once. Fields are read where they stand, at offsets that are checked at compile time: a copy of a
+/// whole header would go through the BPF stack.
+#[derive(Clone, Copy)]
+pub struct View<'a, const N: usize> {
+    start: *mut u8,
+    _frame: PhantomData<&'a [u8; N]>,
+}
+
+impl<const N: usize> View<'_, N> {
+    /// The `T` at `OFFSET`, bytes as they stand (no byte swap).
+    #[inline(always)]
+    pub fn get<T: Wire, const OFFSET: usize>(&self) -> T {
+        const { assert!(OFFSET + size_of::<T>() <= N) };
+        // SAFETY: inside the N checked bytes; any bit pattern is a valid `Wire`.
+        unsafe { self.start.add(OFFSET).cast::<T>().read_unaligned() }
+    }
+
+    /// The big-endian 16-bit number at `OFFSET`.
+    #[inline(always)]
+    pub fn be16<const OFFSET: usize>(&self) -> u16 {
+        u16::from_be(self.get::<u16, OFFSET>())
+    }
+}
+
+/// `N` writable bytes of a frame, checked once.
+pub struct ViewMut<'a, const N: usize> {
+    start: *mut u8,
+    _frame: PhantomData<&'a mut [u8; N]>,
+}
+
+impl<const N: usize> ViewMut<'_, N> {
+    /// Stores `value` at `OFFSET` (no byte swap).
+    #[inline(always)]
+    pub fn set<T: Wire, const OFFSET: usize>(&mut self, value: T) {
+        const { assert!(OFFSET + size_of::<T>() <= N) };
+        // SAFETY: inside the N checked, writable bytes.
+        unsafe { self.start.add(OFFSET).cast::<T>().write_unaligned(value) };
+    }
+
+    /// Fills all `N` bytes from the beginning of `template`.
+    #[inline(always)]
+    pub fn copy_from<const M: usize>(&mut self, template: &[u8; M]) {
+        const { assert!(N <= M) };
+        // SAFETY: N bytes on both sides, which cannot overlap: one is borrowed mutably.
+        unsafe { self.start.copy_from_nonoverlapping(template.as_ptr(), N) };
     }
 }
 
 /// Largest offset ever looked at: two VLAN tags, eight IPv6 extension headers of 2,048 bytes, and room to spare.
 const MAX_OFFSET: usize = 0x7fff;
 
-/// Plain bytes: any bit pattern is valid, no padding.
+/// Plain numbers: any bit pattern is valid.
 ///
 /// # Safety
 /// Implement only for such types.
@@ -65,11 +107,8 @@ pub unsafe trait Wire: Copy {}
 
 macro_rules! wire {
     ($($t:ty),*) => { $(
-        // SAFETY: plain integers, or packed-by-construction header structs of byte arrays and integers without padding.
+        // SAFETY: a plain integer.
         unsafe impl Wire for $t {}
     )* };
 }
-wire!(u8, u16, u32, u64, network_types::eth::EthHdr, network_types::ip::Ipv4Hdr, network_types::ip::Ipv6Hdr);
-
-// SAFETY: arrays of plain bytes have no padding.
-unsafe impl<const N: usize> Wire for [u8; N] {}
+wire!(u8, u16, u32, u64);

@@ -4,8 +4,12 @@
 //! Parsing never refuses a packet on its own authority: a refusal carries the destination, as far as it could be read, so that
 //! `process` can let everything pass that is not ours.
 
+use core::mem::offset_of;
+
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
 
 use crate::address::Address;
 use crate::hash::FlowKey;
@@ -84,8 +88,8 @@ struct Network {
 /// Ethernet: length of the link header and the protocol behind it.
 #[inline(always)]
 pub fn ethernet<F: Frame>(frame: &F) -> Result<(usize, u16), Reason> {
-    let header: EthHdr = frame.read(0).ok_or(Reason::ShortFrame)?;
-    let mut ethertype = u16::from_be(header.ether_type);
+    let header = frame.view::<{ EthHdr::LEN }>(0).ok_or(Reason::ShortFrame)?;
+    let mut ethertype = header.be16::<{ offset_of!(EthHdr, ether_type) }>();
     let mut length = EthHdr::LEN;
     for tag in 0..3 {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
@@ -94,8 +98,8 @@ pub fn ethernet<F: Frame>(frame: &F) -> Result<(usize, u16), Reason> {
         if tag == 2 {
             return Err(Reason::VlanDepth);
         }
-        let inner: u16 = frame.read(length + 2).ok_or(Reason::ShortFrame)?;
-        ethertype = u16::from_be(inner);
+        // IEEE 802.1Q: tag control information, then the next EtherType.
+        ethertype = frame.view::<4>(length).ok_or(Reason::ShortFrame)?.be16::<2>();
         length += 4;
     }
     Ok((length, ethertype))
@@ -131,50 +135,60 @@ const fn refuse(reason: Reason, destination: Address, protocol: u8) -> Parsed {
 
 #[inline(always)]
 fn ipv4<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
-    let header: Ipv4Hdr = frame.read(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
-    let source = Address::v4(u32::from_ne_bytes(header.src_addr));
-    let destination = Address::v4(u32::from_ne_bytes(header.dst_addr));
-    let header_length = usize::from(header.vihl & 0x0f) * 4;
-    let length = u32::from(u16::from_be_bytes(header.tot_len));
-    if header.vihl >> 4 != 4 || header_length < Ipv4Hdr::LEN || (length as usize) < header_length {
-        return Err(refuse(Reason::BadHeader, destination, header.proto));
+    let header = frame.view::<{ Ipv4Hdr::LEN }>(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
+    let source = Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>());
+    let destination = Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>());
+    let protocol = header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>();
+    let version_and_length = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
+    let header_length = usize::from(version_and_length & 0x0f) * 4;
+    let length = u32::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
+    if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN || (length as usize) < header_length {
+        return Err(refuse(Reason::BadHeader, destination, protocol));
     }
     let end = offset + length as usize;
     if end > frame.length() {
-        return Err(refuse(Reason::Truncated, destination, header.proto));
+        return Err(refuse(Reason::Truncated, destination, protocol));
     }
     // RFC 791: three flag bits (reserved, DF, MF), then the offset in units of eight bytes.
-    let fragment = u16::from_be_bytes(header.frags) & 0x3fff;
+    let fragment = header.be16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff;
     let first = fragment & 0x1fff == 0;
     Ok(Network {
         source,
         destination,
-        protocol: header.proto,
+        protocol,
         l4: offset + header_length,
         end,
         length,
-        tos: header.tos,
+        tos: header.get::<u8, { offset_of!(Ipv4Hdr, tos) }>(),
         fragment: if fragment == 0 { None } else { Some(first) },
     })
 }
 
 #[inline(always)]
 fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
-    let header: Ipv6Hdr = frame.read(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
-    let source = Address::v6(words(&header.src_addr));
-    let destination = Address::v6(words(&header.dst_addr));
-    let length = Ipv6Hdr::LEN as u32 + u32::from(u16::from_be_bytes(header.payload_len));
+    let header = frame.view::<{ Ipv6Hdr::LEN }>(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
+    let source = Address::v6([
+        header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) }>(),
+        header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
+    ]);
+    let destination = Address::v6([
+        header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
+        header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
+    ]);
+    let length = Ipv6Hdr::LEN as u32 + u32::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
+    // Version (4 bits), traffic class (8), flow label (20).
+    let version_and_class = header.be16::<{ offset_of!(Ipv6Hdr, vcf) }>();
     let mut network = Network {
         source,
         destination,
-        protocol: header.next_hdr,
+        protocol: header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>(),
         l4: offset + Ipv6Hdr::LEN,
         end: offset + length as usize,
         length,
-        tos: (header.vcf[0] << 4) | (header.vcf[1] >> 4),
+        tos: (version_and_class >> 4) as u8,
         fragment: None,
     };
-    if header.vcf[0] >> 4 != 6 {
+    if version_and_class >> 12 != 6 {
         return Err(refuse(Reason::BadHeader, destination, 0));
     }
     if network.end > frame.length() {
@@ -189,19 +203,18 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         if !is_extension(network.protocol) || network.fragment == Some(false) {
             return Ok(network);
         }
-        let [next, length, high, low] =
-            frame.read::<[u8; 4]>(network.l4).ok_or(refuse(Reason::Truncated, destination, 0))?;
+        let header = frame.view::<8>(network.l4).ok_or(refuse(Reason::Truncated, destination, 0))?;
         let bytes = if network.protocol == EXT_FRAGMENT {
             // RFC 8200 section 4.5: 13 bits offset, two reserved, M. Offset 0 without M is an "atomic" fragment: whole.
-            let field = u16::from_be_bytes([high, low]) & 0xfff9;
+            let field = header.be16::<2>() & 0xfff9;
             if field != 0 {
                 network.fragment = Some(field & 0xfff8 == 0);
             }
             8
         } else {
-            (usize::from(length) + 1) * 8
+            (usize::from(header.get::<u8, 1>()) + 1) * 8
         };
-        network.protocol = next;
+        network.protocol = header.get::<u8, 0>();
         network.l4 += bytes;
         if network.l4 > network.end {
             return Err(refuse(Reason::BadHeader, destination, 0));
@@ -214,12 +227,6 @@ const fn is_extension(protocol: u8) -> bool {
     matches!(protocol, EXT_HOP_BY_HOP | EXT_ROUTING | EXT_FRAGMENT | EXT_DESTINATION)
 }
 
-#[inline(always)]
-pub(crate) fn words(bytes: &[u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
-    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
-}
-
 /// TCP (RFC 9293) and UDP (RFC 768): ports, the opener flag, and what makes a header contradict itself.
 #[inline(always)]
 fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed {
@@ -229,30 +236,33 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
         refusal.reason = Reason::Fragment;
         return Parsed::Refused(refusal);
     }
-    let header_length = if protocol == PROTOCOL_TCP { 20 } else { 8 };
     if l4 + 4 > end {
         return Parsed::Refused(refusal);
     }
-    let Some(ports) = frame.read::<u32>(l4) else { return Parsed::Refused(refusal) };
+    let Some(ports) = frame.view::<4>(l4) else { return Parsed::Refused(refusal) };
+    let ports = ports.get::<u32, 0>();
     refusal.port = Some(destination_port(ports));
     if fragment.is_some() {
         refusal.reason = Reason::Fragment;
         return Parsed::Refused(refusal);
     }
-    if l4 + header_length > end {
-        return Parsed::Refused(refusal);
-    }
     let consistent;
     let mut opener = false;
     if protocol == PROTOCOL_TCP {
-        let Some([data_offset, flags]) = frame.read::<[u8; 2]>(l4 + 12) else { return Parsed::Refused(refusal) };
-        let tcp_length = usize::from(data_offset >> 4) * 4;
-        consistent = tcp_length >= 20 && l4 + tcp_length <= end;
-        opener = flags & (SYN | ACK) == SYN;
+        let Some(header) = frame.view::<{ TcpHdr::LEN }>(l4) else { return Parsed::Refused(refusal) };
+        let tcp_length = usize::from(header.get::<u8, 12>() >> 4) * 4;
+        if l4 + TcpHdr::LEN > end {
+            return Parsed::Refused(refusal);
+        }
+        consistent = tcp_length >= TcpHdr::LEN && l4 + tcp_length <= end;
+        opener = header.get::<u8, 13>() & (SYN | ACK) == SYN;
     } else {
-        let Some(udp_length) = frame.read::<[u8; 2]>(l4 + 4) else { return Parsed::Refused(refusal) };
-        let udp_length = usize::from(u16::from_be_bytes(udp_length));
-        consistent = udp_length >= 8 && l4 + udp_length <= end;
+        let Some(header) = frame.view::<{ UdpHdr::LEN }>(l4) else { return Parsed::Refused(refusal) };
+        let udp_length = usize::from(header.be16::<{ offset_of!(UdpHdr, len) }>());
+        if l4 + UdpHdr::LEN > end {
+            return Parsed::Refused(refusal);
+        }
+        consistent = udp_length >= UdpHdr::LEN && l4 + udp_length <= end;
     }
     if !consistent {
         refusal.reason = Reason::BadHeader;
