@@ -120,6 +120,8 @@ fn core_of(launch: &Launch) -> Option<Core> {
         Launch::Rustup(name) => {
             let out = Command::new("rustup")
                 .args(["run", name, "rustc", "--print", "sysroot"])
+                // A question must not turn into a download.
+                .env("RUSTUP_AUTO_INSTALL", "0")
                 .stderr(Stdio::null())
                 .output()
                 .ok()

@@ -35,7 +35,7 @@ struct Facts {
     linker: bool,
     /// apt-get exists.
     apt: bool,
-    /// apt knows Debian's packages for the BPF target.
+    /// apt knows Debian's packages for the BPF target (asked only when something for the build is missing).
     debian_toolchain: bool,
     rustup: bool,
     binstall: bool,
@@ -276,14 +276,19 @@ fn refuse_what_needs_root(facts: &Facts, steps: &[Step]) -> Result<()> {
 fn gather(root: &Path) -> Facts {
     let in_path = |program: &str| in_path(root, program);
     let apt = in_path("apt-get");
-    let found = toolchain::find().ok();
+    let llvm = toolchain::find()
+        .ok()
+        .and_then(|found| llvm_of(&mut found.command("rustc")));
+    // A linker whose libLLVM is gone can't start, and has to be made again.
+    let linker = toolchain::find_linker(root)
+        .is_ok_and(|linker| process::ask(linker, &["--version"]).is_some());
+    // Asking apt takes a second, and setup goes before every test run.
+    let ask_apt = apt && (llvm.is_none() || !linker);
     Facts {
-        llvm: found.and_then(|found| llvm_of(&mut found.command("rustc"))),
-        // A linker whose libLLVM is gone can't start, and has to be made again.
-        linker: toolchain::find_linker(root)
-            .is_ok_and(|linker| process::ask(linker, &["--version"]).is_some()),
+        llvm,
+        linker,
         apt,
-        debian_toolchain: apt && DEBIAN_TOOLCHAIN.iter().all(|package| apt_knows(package)),
+        debian_toolchain: ask_apt && DEBIAN_TOOLCHAIN.iter().all(|package| apt_knows(package)),
         rustup: in_path("rustup"),
         binstall: in_path("cargo-binstall"),
         llvm_dev: (21..=23)
