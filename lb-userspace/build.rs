@@ -96,7 +96,7 @@ fn build_objects(workspace: &Path, out_dir: &Path) -> Result<()> {
     flags.extend(LINK_ARGS.map(str::to_owned));
 
     let target_dir = out_dir.join("bpf");
-    let mut cargo = toolchain.cargo();
+    let mut cargo = toolchain.command("cargo");
     cargo
         .current_dir(workspace)
         .args([

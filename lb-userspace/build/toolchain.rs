@@ -42,18 +42,18 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// `cargo` of this toolchain, with the variables removed by which the cargo that runs us would leak its own
+    /// A program of this toolchain, with the variables removed by which the cargo that runs us would leak its own
     /// compiler (or clippy's driver) into it.
-    pub fn cargo(&self) -> Command {
+    pub fn command(&self, program: &str) -> Command {
         let mut cmd = match &self.launch {
             Launch::Rustup(name) => {
                 let mut cmd = Command::new("rustup");
-                cmd.args(["run", name, "cargo"]).env_remove("RUSTC");
+                cmd.args(["run", name, program]).env_remove("RUSTC");
                 cmd
             }
             Launch::Prefix(prefix) => {
                 let bin = prefix.join("bin");
-                let mut cmd = Command::new(bin.join("cargo"));
+                let mut cmd = Command::new(bin.join(program));
                 cmd.env("RUSTC", bin.join("rustc"));
                 cmd
             }
@@ -120,6 +120,8 @@ fn core_of(launch: &Launch) -> Option<Core> {
         Launch::Rustup(name) => {
             let out = Command::new("rustup")
                 .args(["run", name, "rustc", "--print", "sysroot"])
+                // A question must not turn into a download.
+                .env("RUSTUP_AUTO_INSTALL", "0")
                 .stderr(Stdio::null())
                 .output()
                 .ok()
@@ -154,12 +156,13 @@ pub fn find_linker(workspace: &Path) -> Result<PathBuf, String> {
 }
 
 /// One paragraph: what is missing, and both ways to get it.
-fn missing(what: &str) -> String {
+pub fn missing(what: &str) -> String {
     format!(
         "Sluice's data path is compiled for {TARGET}, but {what}. Run `cargo xtask setup`, which installs what is \
          missing; or install it by hand: with rustup, `rustup toolchain install nightly -c rust-src` and \
-         `cargo install {LINKER}`; on Debian 12, `apt-get install rustc-web cargo-web libstd-rust-web-dev-bpf \
-         llvm-22-dev` and `LLVM_PREFIX=/usr/lib/llvm-22 cargo install {LINKER} --version {LINKER_VERSION} \
+         `cargo binstall {LINKER}` (with the LLVM that nightly uses installed, `cargo install {LINKER}`); on Debian \
+         12, `apt-get install rustc-web cargo-web libstd-rust-web-dev-bpf llvm-22-dev` and \
+         `LLVM_PREFIX=/usr/lib/llvm-22 cargo install {LINKER} --version {LINKER_VERSION} --locked \
          --no-default-features --features llvm-22 --root .tools`."
     )
 }
