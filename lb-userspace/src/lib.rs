@@ -7,7 +7,7 @@
 
 pub mod api;
 pub mod check;
-//pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
