@@ -1,0 +1,530 @@
+//! Next hops against a real kernel, in network namespaces. Needs root; without it every test is shown as ignored.
+//!
+//! ```text
+//! balancer ── eth0 10.7.0.1/24, fd07::1/64 ──────── near0 10.7.0.2, fd07::2 ─┐
+//!          └─ eth1 10.8.0.1/24, fd08::1/64 ──────── near1 10.8.0.2, fd08::2 ─┴─ peer, a router to 10.9.0.0/16, fd09::/64
+//! ```
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use lb_userspace::netlink::{self, NextHop, NextHopEvent, NextHopState};
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::mpsc as tokio_mpsc;
+
+const NEAR0: [u8; 6] = [2, 0, 0, 0, 0, 0x20];
+const NEAR1: [u8; 6] = [2, 0, 0, 0, 0, 0x21];
+/// Long enough for a loaded machine; what is tested to be quick says so.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Two namespaces and the links between them; gone when dropped.
+struct Lab {
+    balancer: String,
+    peer: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let lab = Self {
+            balancer: format!("slnh-{id}-b"),
+            peer: format!("slnh-{id}-p"),
+        };
+        ip(&format!("netns add {}", lab.balancer));
+        ip(&format!("netns add {}", lab.peer));
+        for namespace in [&lab.balancer, &lab.peer] {
+            ip(&format!("-n {namespace} link set lo up"));
+            // Without this, neighbour discovery has no link-local source for the first second of a link.
+            lab.sysctl(namespace, "ipv6/conf/default/accept_dad", "0");
+        }
+        for (number, subnet) in [(0, 7), (1, 8)] {
+            lab.balancer(&format!(
+                "link add eth{number} type veth peer name near{number} netns {}",
+                lab.peer
+            ));
+            lab.peer(&format!(
+                "link set near{number} address 02:00:00:00:00:2{number}"
+            ));
+            lab.peer(&format!("link set near{number} up"));
+            lab.balancer(&format!("link set eth{number} up"));
+            lab.balancer(&format!("addr add 10.{subnet}.0.1/24 dev eth{number}"));
+            lab.balancer(&format!("addr add fd0{subnet}::1/64 dev eth{number} nodad"));
+            lab.peer(&format!("addr add 10.{subnet}.0.2/24 dev near{number}"));
+            lab.peer(&format!(
+                "addr add fd0{subnet}::2/64 dev near{number} nodad"
+            ));
+        }
+        lab.balancer("route add 10.9.0.0/16 via 10.7.0.2");
+        lab.balancer("route add fd09::/64 via fd07::2");
+        lab
+    }
+
+    fn balancer(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.balancer));
+    }
+
+    fn peer(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.peer));
+    }
+
+    /// Runs a function in a namespace, on a thread of its own with its own runtime.
+    fn inside<T: Send + 'static>(
+        namespace: &str,
+        work: impl AsyncFnOnce() -> T + Send + 'static,
+    ) -> std::thread::JoinHandle<T> {
+        let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+        std::thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(work())
+        })
+    }
+
+    fn sysctl(&self, namespace: &str, key: &str, value: &str) {
+        let path = format!("/proc/sys/net/{key}");
+        let value = value.to_owned();
+        Self::inside(namespace, async move || {
+            std::fs::write(path, value).unwrap()
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn watch(&self, addresses: &[&str]) -> Watcher {
+        let (events, received) = channel();
+        let (commands, mut orders) = tokio_mpsc::unbounded_channel::<HashSet<IpAddr>>();
+        let thread = Self::inside(&self.balancer, async move || {
+            let (sender, mut from_resolver) = tokio_mpsc::channel(16);
+            let handle = netlink::spawn(sender).await.unwrap();
+            loop {
+                tokio::select! {
+                    order = orders.recv() => match order {
+                        Some(addresses) => handle.watch(addresses),
+                        None => return,
+                    },
+                    Some(event) = from_resolver.recv() => {
+                        let _ = events.send(event);
+                    }
+                }
+            }
+        });
+        let watcher = Watcher {
+            events: received,
+            commands: Some(commands),
+            thread: Some(thread),
+        };
+        watcher.set(addresses);
+        watcher
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.balancer, &self.peer] {
+            let _ = Command::new("ip")
+                .args(["netns", "del", namespace])
+                .status();
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A resolver at work in the balancer's namespace.
+struct Watcher {
+    events: Receiver<NextHopEvent>,
+    commands: Option<tokio_mpsc::UnboundedSender<HashSet<IpAddr>>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Watcher {
+    fn set(&self, addresses: &[&str]) {
+        let addresses = addresses
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        self.commands.as_ref().unwrap().send(addresses).unwrap();
+    }
+
+    fn next(&self, within: Duration) -> NextHopEvent {
+        self.events
+            .recv_timeout(within)
+            .unwrap_or_else(|e| panic!("no event within {within:?}: {e}"))
+    }
+
+    fn resolved(&self) -> NextHop {
+        match self.next(PATIENCE).state {
+            NextHopState::Resolved(next_hop) => next_hop,
+            NextHopState::Unresolved(why) => panic!("unresolved: {why}"),
+        }
+    }
+
+    /// As `resolved`, on a link that has just come up: the kernel may swallow the first questions.
+    fn resolved_at_last(&self) -> NextHop {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self
+                .next(deadline.saturating_duration_since(Instant::now()))
+                .state
+            {
+                NextHopState::Resolved(next_hop) => return next_hop,
+                NextHopState::Unresolved(why) => assert!(why.contains("has not answered"), "{why}"),
+            }
+        }
+    }
+
+    fn unresolved(&self, within: Duration) -> String {
+        match self.next(within).state {
+            NextHopState::Unresolved(why) => why,
+            NextHopState::Resolved(next_hop) => panic!("resolved: {next_hop:?}"),
+        }
+    }
+
+    fn silent_for(&self, time: Duration) {
+        match self.events.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.commands.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn resolves(address: &str, gateway: bool, source: &str) {
+    let lab = Lab::new();
+    let started = Instant::now();
+    let next_hop = lab.watch(&[address]).resolved();
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "took {:?}",
+        started.elapsed()
+    );
+    assert_eq!(next_hop.interface, "eth0");
+    assert_eq!(next_hop.destination_mac, NEAR0);
+    assert_ne!(next_hop.source_mac, [0; 6]);
+    assert_eq!(next_hop.on_link, !gateway);
+    assert_eq!(next_hop.source, source.parse::<IpAddr>().unwrap());
+    assert_eq!(next_hop.mtu, 1500);
+}
+
+fn an_ipv4_route_through_an_ipv6_gateway() {
+    let lab = Lab::new();
+    lab.balancer("route add 10.10.0.0/16 via inet6 fd07::2 dev eth0");
+    let next_hop = lab.watch(&["10.10.0.1"]).resolved();
+    assert_eq!((next_hop.destination_mac, next_hop.on_link), (NEAR0, false));
+}
+
+fn a_route_mtu_counts() {
+    let lab = Lab::new();
+    lab.balancer("route add 10.10.0.0/16 via 10.7.0.2 mtu 1400");
+    let watcher = lab.watch(&["10.10.0.1"]);
+    assert_eq!(watcher.resolved().mtu, 1400);
+    lab.balancer("link set eth0 mtu 1300");
+    assert_eq!(watcher.resolved().mtu, 1300);
+}
+
+fn a_new_mac_of_the_peer_is_noticed() {
+    let lab = Lab::new();
+    // The peer announces its new address, as hosts that fail over do.
+    lab.sysctl(&lab.peer, "ipv4/conf/near0/arp_notify", "1");
+    lab.sysctl(&lab.peer, "ipv6/conf/near0/ndisc_notify", "1");
+    let watcher = lab.watch(&["10.9.0.1", "10.7.0.2", "fd07::2"]);
+    for _ in 0..3 {
+        assert_eq!(watcher.resolved().destination_mac, NEAR0);
+    }
+    // The kernel ignores a second ARP answer within its `locktime` of one second.
+    std::thread::sleep(Duration::from_millis(1_200));
+    lab.peer("link set near0 address 02:00:00:00:00:99");
+    let mut changed = HashSet::new();
+    while changed.len() < 3 {
+        let event = watcher.next(Duration::from_secs(20));
+        if matches!(&event.state, NextHopState::Resolved(next_hop) if next_hop.destination_mac[5] == 0x99)
+        {
+            changed.insert(event.address);
+        }
+    }
+}
+
+fn a_change_of_route_is_noticed() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.9.0.1"]);
+    assert_eq!(watcher.resolved().interface, "eth0");
+    let changed = Instant::now();
+    lab.balancer("route replace 10.9.0.0/16 via 10.8.0.2");
+    let next_hop = watcher.resolved();
+    assert!(
+        changed.elapsed() < Duration::from_secs(1),
+        "took {:?}",
+        changed.elapsed()
+    );
+    assert_eq!(
+        (next_hop.interface.as_str(), next_hop.destination_mac),
+        ("eth1", NEAR1)
+    );
+    // A route for something else is no news.
+    lab.balancer("route add 10.77.0.0/16 via 10.8.0.2");
+    watcher.silent_for(Duration::from_millis(300));
+    lab.balancer("route del 10.9.0.0/16");
+    assert_eq!(watcher.unresolved(PATIENCE), "no route to 10.9.0.1");
+}
+
+fn a_link_that_goes_down_takes_its_next_hops() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.7.0.2"]);
+    watcher.resolved();
+    lab.balancer("link set eth0 down");
+    assert_eq!(
+        watcher.unresolved(PATIENCE),
+        "no route to 10.7.0.2 (eth0, which led there, is down)"
+    );
+    lab.balancer("link set eth0 up");
+    assert_eq!(watcher.resolved_at_last().destination_mac, NEAR0);
+
+    lab.peer("link set near0 down");
+    assert_eq!(
+        watcher.unresolved(PATIENCE),
+        "eth0, which leads to 10.7.0.2, has no carrier"
+    );
+    lab.peer("link set near0 up");
+    assert_eq!(watcher.resolved_at_last().destination_mac, NEAR0);
+
+    lab.balancer("link del eth0");
+    let why = watcher.unresolved(PATIENCE);
+    assert!(why.starts_with("no route to 10.7.0.2"), "{why}");
+}
+
+fn what_has_no_way_says_why() {
+    let lab = Lab::new();
+    lab.balancer("route add blackhole 10.66.0.0/16");
+    lab.balancer("route add prohibit 10.67.0.0/16");
+    lab.balancer("route add unreachable fd66::/64");
+    for (address, why) in [
+        ("192.0.2.1", "no route to 192.0.2.1"),
+        ("2001:db8::1", "no route to 2001:db8::1"),
+        (
+            "10.7.0.1",
+            "10.7.0.1 is an address of this host; a backend must be another host",
+        ),
+        (
+            "fd07::1",
+            "fd07::1 is an address of this host; a backend must be another host",
+        ),
+        (
+            "127.0.0.1",
+            "127.0.0.1 is an address of this host; a backend must be another host",
+        ),
+        (
+            "10.7.0.255",
+            "10.7.0.255 is a broadcast address, not that of one backend",
+        ),
+        ("10.66.0.1", "a blackhole route swallows 10.66.0.1"),
+        ("10.67.0.1", "a prohibit route forbids 10.67.0.1"),
+        ("fd66::1", "an unreachable route refuses fd66::1"),
+    ] {
+        assert_eq!(lab.watch(&[address]).unresolved(PATIENCE), why);
+    }
+}
+
+fn a_silent_neighbour_is_asked_until_it_answers() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.7.0.3", "fd07::3"]);
+    for _ in 0..2 {
+        let why = watcher.unresolved(Duration::from_secs(2));
+        assert!(why.contains(" on eth0 has not answered "), "{why}");
+    }
+    let mut silent = vec![
+        watcher.unresolved(Duration::from_secs(8)),
+        watcher.unresolved(Duration::from_secs(8)),
+    ];
+    silent.sort();
+    assert_eq!(
+        silent,
+        [
+            "10.7.0.3 on eth0 does not answer ARP",
+            "fd07::3 on eth0 does not answer neighbour discovery"
+        ]
+    );
+    // Further failures are no news.
+    watcher.silent_for(Duration::from_secs(4));
+    lab.peer("addr add 10.7.0.3/24 dev near0");
+    lab.peer("addr add fd07::3/64 dev near0 nodad");
+    for _ in 0..2 {
+        let event = watcher.next(Duration::from_secs(10));
+        assert!(
+            matches!(event.state, NextHopState::Resolved(_)),
+            "{event:?}"
+        );
+    }
+}
+
+fn a_forgotten_neighbour_is_no_news() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.7.0.2", "fd07::2"]);
+    watcher.resolved();
+    watcher.resolved();
+    lab.balancer("neigh flush dev eth0");
+    watcher.silent_for(Duration::from_secs(1));
+    // It has been asked for again nevertheless.
+    let output = Command::new("ip")
+        .args(["-n", &lab.balancer, "neigh", "show", "10.7.0.2"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("lladdr 02:00:00:00:00:20"),
+        "{output:?}"
+    );
+}
+
+fn each_newly_watched_address_is_reported_once() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.7.0.2"]);
+    watcher.resolved();
+    watcher.set(&["10.7.0.2", "10.8.0.2"]);
+    assert_eq!(
+        watcher.next(PATIENCE).address,
+        "10.8.0.2".parse::<IpAddr>().unwrap()
+    );
+    watcher.silent_for(Duration::from_millis(300));
+    watcher.set(&[]);
+    lab.balancer("link set eth1 down");
+    watcher.silent_for(Duration::from_millis(300));
+    watcher.set(&["10.7.0.2"]);
+    assert_eq!(watcher.resolved().interface, "eth0");
+}
+
+fn thousands_of_addresses() {
+    let lab = Lab::new();
+    let addresses: Vec<String> = (0..4_000)
+        .map(|i| format!("10.9.{}.{}", i / 250, i % 250 + 1))
+        .collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let started = Instant::now();
+    let watcher = lab.watch(&addresses);
+    for _ in &addresses {
+        watcher.resolved();
+    }
+    println!("4,000 addresses resolved in {:?}", started.elapsed());
+    assert!(started.elapsed() < PATIENCE);
+    let changed = Instant::now();
+    lab.balancer("route replace 10.9.0.0/16 via 10.8.0.2");
+    for _ in &addresses {
+        assert_eq!(watcher.resolved().interface, "eth1");
+    }
+    println!("and moved in {:?}", changed.elapsed());
+    assert!(changed.elapsed() < PATIENCE);
+}
+
+fn interfaces_are_described() {
+    let lab = Lab::new();
+    let (found, missing, addresses) = Lab::inside(&lab.balancer, async || {
+        let found = netlink::interface_by_name("eth1").await.unwrap().unwrap();
+        let addresses = netlink::interface_addresses(found.ifindex).await.unwrap();
+        (
+            found,
+            netlink::interface_by_name("eth9").await.unwrap(),
+            addresses,
+        )
+    })
+    .join()
+    .unwrap();
+    assert_eq!(missing, None);
+    assert_eq!(
+        (found.name.as_str(), found.mtu, found.up, found.carrier),
+        ("eth1", 1500, true, true)
+    );
+    assert_eq!(found.driver.as_deref(), Some("veth"));
+    assert!(
+        found.addresses.contains(&"10.8.0.1".parse().unwrap()),
+        "{found:?}"
+    );
+    assert!(
+        found.addresses.contains(&"fd08::1".parse().unwrap()),
+        "{found:?}"
+    );
+    assert_eq!(found.addresses, addresses);
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let root = nix::unistd::geteuid().is_root();
+    let test = |name: &str, body: fn()| {
+        let body = move || {
+            body();
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, body)
+            .with_kind(if root { "netns" } else { "needs root" })
+            .with_ignored_flag(!root)
+    };
+    let tests = vec![
+        test("on_link_ipv4", || resolves("10.7.0.2", false, "10.7.0.1")),
+        test("on_link_ipv6", || resolves("fd07::2", false, "fd07::1")),
+        test("through_a_gateway_ipv4", || {
+            resolves("10.9.0.1", true, "10.7.0.1")
+        }),
+        test("through_a_gateway_ipv6", || {
+            resolves("fd09::1", true, "fd07::1")
+        }),
+        test(
+            "an_ipv4_route_through_an_ipv6_gateway",
+            an_ipv4_route_through_an_ipv6_gateway,
+        ),
+        test("a_route_mtu_counts", a_route_mtu_counts),
+        test(
+            "a_new_mac_of_the_peer_is_noticed",
+            a_new_mac_of_the_peer_is_noticed,
+        ),
+        test("a_change_of_route_is_noticed", a_change_of_route_is_noticed),
+        test(
+            "a_link_that_goes_down_takes_its_next_hops",
+            a_link_that_goes_down_takes_its_next_hops,
+        ),
+        test("what_has_no_way_says_why", what_has_no_way_says_why),
+        test(
+            "a_silent_neighbour_is_asked_until_it_answers",
+            a_silent_neighbour_is_asked_until_it_answers,
+        ),
+        test(
+            "a_forgotten_neighbour_is_no_news",
+            a_forgotten_neighbour_is_no_news,
+        ),
+        test(
+            "each_newly_watched_address_is_reported_once",
+            each_newly_watched_address_is_reported_once,
+        ),
+        test("thousands_of_addresses", thousands_of_addresses),
+        test("interfaces_are_described", interfaces_are_described),
+    ];
+    libtest_mimic::run(&arguments, tests).exit();
+}
