@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal};
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -38,10 +37,11 @@ pub fn start(args: &LogArgs) -> anyhow::Result<()> {
         Err(_) if std::env::var_os(FILTER_VARIABLE).is_none() => {
             EnvFilter::default().add_directive(LevelFilter::INFO.into())
         }
+        // Its `source()` says the same again; the text alone is enough.
         Err(error) => {
-            return Err(error).with_context(|| {
-                format!("{FILTER_VARIABLE} is not a log filter: write for example info or debug")
-            });
+            anyhow::bail!(
+                "{FILTER_VARIABLE}: {error}; write for example info, debug or lb_userspace::health=trace"
+            )
         }
     };
     let builder = tracing_subscriber::fmt()

@@ -5,12 +5,16 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ContentArrangement, Row, Table, presets::NOTHING,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Table, Width,
+    presets::NOTHING,
 };
 use serde::Serialize;
 
 use super::Failure;
 use crate::api::dto::Changed;
+
+/// Narrower than this, wrapped sentences are a column of single words.
+const WRAPPED_WIDTH: u16 = 24;
 
 /// Whether colours may be used.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +58,8 @@ impl Style {
         }
     }
 
-    /// A table without borders; what stands in `numbers` (column indexes) is aligned right.
+    /// A table without borders; what stands in `numbers` (column indexes) is aligned right. Only the last column
+    /// may wrap: an address or a number torn in two cannot be read, nor copied.
     pub fn table(self, header: &[&str], numbers: &[usize], rows: Vec<Vec<Cell>>) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING);
@@ -79,8 +84,17 @@ impl Style {
         for row in rows {
             table.add_row(Row::from(row));
         }
+        // The last column may shrink to this, but is not blown up to it.
+        let widths = table.column_max_content_widths();
+        let last = widths.len().saturating_sub(1);
+        let wraps = widths.last().is_some_and(|&width| width > WRAPPED_WIDTH);
         for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
+            column.set_constraint(if index == last && wraps {
+                ColumnConstraint::LowerBoundary(Width::Fixed(WRAPPED_WIDTH))
+            } else {
+                ColumnConstraint::ContentWidth
+            });
             if numbers.contains(&index) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
