@@ -6,7 +6,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -174,14 +174,14 @@ pub fn run() -> Result<()> {
     let mut facts = gather(&root);
     let rights = Root::detect();
     // A fresh machine or container has no package lists at all.
-    if facts.llvm.is_none()
-        && facts.apt
-        && !facts.debian_toolchain
-        && on_debian()
-        && rights != Root::No
-    {
-        timed("package lists", || apt_update(rights))?;
-        facts = gather(&root);
+    if lacks_lists(&facts) {
+        if rights == Root::No {
+            // The commands printed below begin with apt-get update.
+            facts.debian_toolchain = true;
+        } else {
+            timed("package lists", || apt_update(rights))?;
+            facts = gather(&root);
+        }
     }
     let steps = plan(&facts).map_err(anyhow::Error::msg)?;
     if steps.is_empty() {
@@ -225,7 +225,9 @@ pub fn run() -> Result<()> {
 /// Reports without changing anything; true when nothing is missing.
 pub fn check() -> Result<bool> {
     let root = workspace::root();
-    let facts = gather(&root);
+    let mut facts = gather(&root);
+    // Without package lists apt knows nothing yet; setup would fetch them first.
+    facts.debian_toolchain |= lacks_lists(&facts);
     match toolchain::find() {
         Ok(found) => println!("ok       BPF compiler: {}", found.describe()),
         Err(_) => println!("missing  BPF compiler"),
@@ -415,7 +417,7 @@ fn apt_update(rights: Root) -> Result<()> {
 
 fn apt_get(words: &[&str], rights: Root, limit: Duration) -> Result<()> {
     let prefix = rights.prefix().context("needs root")?;
-    // Through env, as sudo may not let a variable pass; quiet, but errors are shown. Another apt is waited for.
+    // Through env, as sudo may not let a variable pass. Another apt is waited for.
     let mut all = vec![
         "env",
         "DEBIAN_FRONTEND=noninteractive",
@@ -423,16 +425,25 @@ fn apt_get(words: &[&str], rights: Root, limit: Duration) -> Result<()> {
         "-qq",
         "-o",
         "DPkg::Lock::Timeout=120",
+        "-o",
+        "Dpkg::Use-Pty=0",
     ];
     all.extend(words);
     let mut cmd = process::command(&prefix, &all);
-    cmd.stdout(std::io::stderr());
+    // dpkg tells every package twice; what goes wrong comes on stderr.
+    cmd.stdout(Stdio::null());
     process::must(&mut cmd, limit)
 }
 
 fn apt_knows(package: &str) -> bool {
     process::ask("apt-cache", &["show", "--no-all-versions", package])
         .is_some_and(|text| !text.trim().is_empty())
+}
+
+/// On a Debian whose packages for the BPF target are needed, but not known to apt.
+fn lacks_lists(facts: &Facts) -> bool {
+    let for_build = facts.llvm.is_none() || !facts.linker;
+    for_build && facts.apt && !facts.debian_toolchain && on_debian()
 }
 
 fn on_debian() -> bool {
