@@ -166,3 +166,56 @@ pub fn missing(what: &str) -> String {
          --no-default-features --features llvm-22 --root .tools`."
     )
 }
+
+// Run as part of xtask: build scripts have no tests.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only(present: &'static [(&'static str, Core)]) -> impl Fn(&Launch) -> Option<Core> {
+        move |launch| {
+            let name = match launch {
+                Launch::Rustup(name) => name.clone(),
+                Launch::Prefix(path) => path.display().to_string(),
+            };
+            present
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, core)| *core)
+        }
+    }
+
+    #[test]
+    fn nightly_goes_before_debian() {
+        let both = only(&[("/usr", Core::Prebuilt), ("nightly", Core::FromSource)]);
+        let chosen = choose(None, both).unwrap();
+        assert_eq!(
+            (chosen.launch, chosen.core),
+            (Launch::Rustup("nightly".into()), Core::FromSource)
+        );
+    }
+
+    #[test]
+    fn debian_serves_where_nightly_lacks_rust_src() {
+        let chosen = choose(None, only(&[("/usr", Core::Prebuilt)])).unwrap();
+        assert_eq!(chosen.launch, Launch::Prefix(PathBuf::from("/usr")));
+    }
+
+    #[test]
+    fn what_was_asked_for_wins_or_fails_by_name() {
+        let both = || only(&[("nightly", Core::FromSource), ("/opt/rust", Core::Prebuilt)]);
+        let chosen = choose(Some("/opt/rust"), both()).unwrap();
+        assert_eq!(chosen.launch, Launch::Prefix(PathBuf::from("/opt/rust")));
+        let message = choose(Some("beta"), both()).unwrap_err();
+        assert!(message.contains("SLUICE_BPF_TOOLCHAIN=beta"), "{message}");
+    }
+
+    #[test]
+    fn nothing_found_says_how_to_get_either() {
+        let message = choose(None, only(&[])).unwrap_err();
+        assert!(
+            message.contains("cargo xtask setup") && message.contains("rustc-web"),
+            "{message}"
+        );
+    }
+}

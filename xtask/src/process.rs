@@ -277,9 +277,17 @@ mod tests {
         let message = format!("{:#}", result.unwrap_err());
         assert!(message.contains("not done after"), "{message}");
         assert!(started.elapsed() < Duration::from_secs(20));
-        // A killed process may linger as a zombie of whoever adopted it; running it is not.
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z"), "{state}");
+        // The signal is on its way when `stream` returns; a killed process may then linger as a zombie of whoever
+        // adopted it.
+        let gone = || {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            state.is_empty() || state.contains(") Z")
+        };
+        assert!(!pid.is_empty());
+        while !gone() {
+            assert!(started.elapsed() < GRACE, "{pid} is still running");
+            thread::sleep(POLL);
+        }
     }
 
     #[test]
