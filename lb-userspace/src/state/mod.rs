@@ -30,7 +30,7 @@ pub struct Observed {
 pub type BackendRef = (String, IpAddr);
 
 /// Everything the control plane knows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     node: NodeSpec,
     file: Vec<ServiceSpec>,
