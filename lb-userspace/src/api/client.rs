@@ -49,7 +49,7 @@ pub enum ClientError {
     #[error("permission denied on {}{owner}\nRun the command with sudo, or {way}.", socket.display())]
     Denied {
         socket: PathBuf,
-        /// `: it belongs to root:sluice, mode 0660`, or empty when even that may not be seen.
+        /// `: it belongs to root:sluice, mode 0660`, or the same of a closed directory above it.
         owner: String,
         way: String,
     },
@@ -235,26 +235,47 @@ impl Client {
     }
 
     fn denied(&self) -> ClientError {
-        let mut owner = String::new();
-        let mut way = "have its owner let you in".to_owned();
-        if let Ok(metadata) = fs::metadata(&self.socket) {
-            let user = match User::from_uid(Uid::from_raw(metadata.uid())) {
-                Ok(Some(user)) => user.name,
-                _ => metadata.uid().to_string(),
-            };
-            let group = match Group::from_gid(Gid::from_raw(metadata.gid())) {
-                Ok(Some(group)) => group.name,
-                _ => metadata.gid().to_string(),
-            };
-            let mode = metadata.mode() & 0o7777;
-            owner = format!(": it belongs to {user}:{group}, mode {mode:04o}");
-            way = format!("add yourself to the group `{group}` (`usermod -aG {group} $USER`)");
-        }
+        // What may not be seen is below a closed directory: then that one is what stands in the way.
+        let closed = self
+            .socket
+            .ancestors()
+            .find_map(|path| Some((path, fs::metadata(path).ok()?)));
+        let (owner, way) = match closed {
+            None => (String::new(), "have its owner let you in".to_owned()),
+            Some((path, metadata)) => {
+                let what = if path == self.socket {
+                    "it".to_owned()
+                } else {
+                    path.display().to_string()
+                };
+                let user = user_name(metadata.uid());
+                let group = group_name(metadata.gid());
+                let mode = metadata.mode() & 0o7777;
+                (
+                    format!(": {what} belongs to {user}:{group}, mode {mode:04o}"),
+                    format!("add yourself to the group `{group}` (`usermod -aG {group} $USER`)"),
+                )
+            }
+        };
         ClientError::Denied {
             socket: self.socket.clone(),
             owner,
             way,
         }
+    }
+}
+
+fn user_name(uid: u32) -> String {
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        Ok(None) | Err(_) => uid.to_string(),
+    }
+}
+
+fn group_name(gid: u32) -> String {
+    match Group::from_gid(Gid::from_raw(gid)) {
+        Ok(Some(group)) => group.name,
+        Ok(None) | Err(_) => gid.to_string(),
     }
 }
 

@@ -29,11 +29,21 @@ pub use routes::openapi;
 /// The largest request body: a service with a thousand backends is some 60 KiB.
 pub const BODY_LIMIT: usize = 256 * 1024;
 
-/// How long a request may take, its body and the owner loop's answer together.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long anybody waits.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// For a request: its body and the owner loop's answer together.
+    request: Duration,
+    /// For open requests once the daemon is told to end.
+    drain: Duration,
+}
 
-/// How long open requests may still run once the daemon is told to end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+impl Limits {
+    const USUAL: Self = Self {
+        request: Duration::from_secs(30),
+        drain: Duration::from_secs(5),
+    };
+}
 
 /// Owner and group may use the socket; nobody else may.
 const SOCKET_MODE: u32 = 0o660;
@@ -119,6 +129,15 @@ pub async fn serve(
     commands: mpsc::Sender<Command>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
+    serve_within(Limits::USUAL, listener, commands, shutdown).await
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: UnixListener,
+    commands: mpsc::Sender<Command>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
     let path: Option<PathBuf> = listener
         .local_addr()
         .ok()
@@ -134,19 +153,20 @@ pub async fn serve(
         // The receiver lives as long as this future is polled.
         let _ = ending.send(());
     };
-    let service = routes::router(commands).into_make_service_with_connect_info::<Peer>();
+    let service =
+        routes::router(commands, limits.request).into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(listener, service).with_graceful_shutdown(stop);
     let overtime = async {
         // An error means that the server ended by itself; then this branch must never win.
         if ended.await.is_err() {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(DRAIN_TIMEOUT).await;
+        tokio::time::sleep(limits.drain).await;
     };
     tokio::select! {
         result = server => result.context("the control socket failed"),
         () = overtime => {
-            tracing::warn!("open requests on the control socket were cut off after {DRAIN_TIMEOUT:?}");
+            tracing::warn!("open requests on the control socket were cut off after {:?}", limits.drain);
             Ok(())
         }
     }
@@ -176,4 +196,78 @@ fn caller(uid: u32) -> Caller {
         Ok(None) | Err(_) => uid.to_string(),
     };
     Caller { uid, user }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::api::client::{Client, ClientError};
+    use crate::api::dto::ApiError;
+
+    /// A server whose owner loop takes commands and never answers them.
+    async fn with_silent_owner(
+        limits: Limits,
+        test: impl AsyncFnOnce(Client, tokio::sync::oneshot::Sender<()>),
+    ) -> anyhow::Result<()> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("sluice.sock");
+        let listener = bind(&socket).unwrap();
+        let (commands, mut received) = mpsc::channel(16);
+        let owner = tokio::spawn(async move {
+            let mut unanswered = Vec::new();
+            while let Some(command) = received.recv().await {
+                unanswered.push(command);
+            }
+        });
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = tokio::spawn(serve_within(limits, listener, commands, async {
+            let _ = stopped.await;
+        }));
+        test(Client::new(socket), stop).await;
+        let ended = tokio::time::timeout(Duration::from_secs(5), server)
+            .await
+            .expect("the server ends in time")
+            .unwrap();
+        owner.abort();
+        ended
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_does_not_answer_is_said_so() {
+        let limits = Limits {
+            request: Duration::from_millis(50),
+            ..Limits::USUAL
+        };
+        with_silent_owner(limits, async |client, stop| {
+            let error = client.status().await.unwrap_err();
+            assert!(
+                matches!(&error, ClientError::Refused(ApiError::Failed(text))
+                    if text.contains("GET /v1/status: no answer within 50ms")),
+                "{error:?}"
+            );
+            stop.send(()).unwrap();
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_open_request_holds_the_end_up_for_a_bounded_time() {
+        let limits = Limits {
+            drain: Duration::from_millis(100),
+            ..Limits::USUAL
+        };
+        let begin = Instant::now();
+        with_silent_owner(limits, async |client, stop| {
+            // Asked and never answered: still open when the server is told to end.
+            tokio::spawn(async move { client.status().await });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stop.send(()).unwrap();
+        })
+        .await
+        .unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(150), "it waited");
+    }
 }

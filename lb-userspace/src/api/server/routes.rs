@@ -3,6 +3,7 @@
 //! Owns: paths, methods, statuses, the OpenAPI document. Does not own: what a command does.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -16,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use utoipa::OpenApi;
 
-use super::{BODY_LIMIT, Peer, REQUEST_TIMEOUT};
+use super::{BODY_LIMIT, Peer};
 use crate::api::dto::{
     AdminChange, ApiError, BackendAdd, BackendDetail, Changed, Command, ErrorBody, Reply,
     ServiceAdd, ServiceDetail, ServiceSummary, Status, WeightChange,
@@ -26,7 +27,7 @@ use crate::api::dto::{
 type Daemon = State<mpsc::Sender<Command>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
-pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
+pub(super) fn router(commands: mpsc::Sender<Command>, timeout: Duration) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services).post(service_add))
@@ -53,7 +54,7 @@ pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
         .route("/openapi.json", get(openapi_json))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(within_time))
+        .layer(middleware::from_fn_with_state(timeout, within_time))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(commands)
 }
@@ -118,15 +119,14 @@ async fn ask<T>(
     Ok(Json(answer.await.map_err(|_| ending())??))
 }
 
-async fn within_time(request: Request, next: Next) -> Response {
+async fn within_time(State(timeout): State<Duration>, request: Request, next: Next) -> Response {
     let what = format!("{} {}", request.method(), request.uri().path());
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+    match tokio::time::timeout(timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refusal(
             StatusCode::GATEWAY_TIMEOUT,
             format!(
-                "{what}: no answer within {} s; it may still be carried out, see `sluice status` and the daemon's log",
-                REQUEST_TIMEOUT.as_secs()
+                "{what}: no answer within {timeout:?}; it may still be carried out, see `sluice status` and the daemon's log",
             ),
         )
         .into_response(),
