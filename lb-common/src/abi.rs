@@ -88,7 +88,16 @@ impl ServiceBucket {
     /// As user space stores it.
     pub fn words(&self) -> [u64; 8] {
         let [a, b] = &self.ways;
-        [a.address[0], a.address[1], a.id, a.table, b.address[0], b.address[1], b.id, b.table]
+        [
+            a.address[0],
+            a.address[1],
+            a.id,
+            a.table,
+            b.address[0],
+            b.address[1],
+            b.id,
+            b.table,
+        ]
     }
 }
 
@@ -117,8 +126,14 @@ pub struct Route {
 }
 
 impl Route {
-    pub const NONE: Self =
-        Self { ifindex: 0, mtu: 0, encap: Encap::None as u16, partial_checksum: 0, _pad: 0, header: [0; 72] };
+    pub const NONE: Self = Self {
+        ifindex: 0,
+        mtu: 0,
+        encap: Encap::None as u16,
+        partial_checksum: 0,
+        _pad: 0,
+        header: [0; 72],
+    };
 }
 
 impl Route {

@@ -15,7 +15,10 @@ impl Address {
     /// From the four bytes of an IPv4 header's address field, as a `u32` read without byte swap.
     #[inline(always)]
     pub const fn v4(raw: u32) -> Self {
-        Self { words: [0, (0xffff_u32.to_be() as u64) | ((raw as u64) << 32)], v6: false }
+        Self {
+            words: [0, (0xffff_u32.to_be() as u64) | ((raw as u64) << 32)],
+            v6: false,
+        }
     }
 
     /// From the sixteen bytes of an IPv6 header's address field, as two words read without byte swap.

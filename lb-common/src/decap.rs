@@ -26,8 +26,12 @@ pub enum Decapped {
 }
 
 impl Decapped {
-    pub const ALL: [(Self, &'static str); 4] =
-        [(Self::Done, "done"), (Self::NotTunnel, "not-tunnel"), (Self::NotAllowed, "not-allowed"), (Self::Bad, "bad")];
+    pub const ALL: [(Self, &'static str); 4] = [
+        (Self::Done, "done"),
+        (Self::NotTunnel, "not-tunnel"),
+        (Self::NotAllowed, "not-allowed"),
+        (Self::Bad, "bad"),
+    ];
 }
 
 /// The outer header, as far as it matters.
@@ -42,7 +46,9 @@ struct Outer {
 /// Strips the outer header when its destination is `allowed`.
 #[inline(always)]
 pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) -> Decapped {
-    let Ok((ETHERNET, ethertype)) = ethernet(frame) else { return Decapped::NotTunnel };
+    let Ok((ETHERNET, ethertype)) = ethernet(frame) else {
+        return Decapped::NotTunnel;
+    };
     let outer = match ethertype {
         ETHERTYPE_IPV4 => ipv4(frame),
         ETHERTYPE_IPV6 => ipv6(frame),
@@ -56,19 +62,31 @@ pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) 
         return Decapped::NotAllowed;
     }
     let inner_offset = ETHERNET + outer.length;
-    let Some(version) = frame.view::<1>(inner_offset) else { return Decapped::Bad };
+    let Some(version) = frame.view::<1>(inner_offset) else {
+        return Decapped::Bad;
+    };
     let version = version.get::<u8, 0>() >> 4;
-    let (expected, smallest, ethertype) =
-        if outer.inner_v6 { (6, Ipv6Hdr::LEN, ETHERTYPE_IPV6) } else { (4, Ipv4Hdr::LEN, ETHERTYPE_IPV4) };
-    if version != expected || outer.payload < smallest || inner_offset + outer.payload > frame.length() {
+    let (expected, smallest, ethertype) = if outer.inner_v6 {
+        (6, Ipv6Hdr::LEN, ETHERTYPE_IPV6)
+    } else {
+        (4, Ipv4Hdr::LEN, ETHERTYPE_IPV4)
+    };
+    if version != expected
+        || outer.payload < smallest
+        || inner_offset + outer.payload > frame.length()
+    {
         return Decapped::Bad;
     }
-    let Some(ethernet) = frame.view::<ETHERNET>(0) else { return Decapped::Bad };
+    let Some(ethernet) = frame.view::<ETHERNET>(0) else {
+        return Decapped::Bad;
+    };
     let macs = (ethernet.get::<u64, 0>(), ethernet.get::<u32, 8>());
     if !frame.move_head(outer.length as i32) {
         return Decapped::Bad;
     }
-    let Some(mut ethernet) = frame.view_mut::<ETHERNET>(0) else { return Decapped::Bad };
+    let Some(mut ethernet) = frame.view_mut::<ETHERNET>(0) else {
+        return Decapped::Bad;
+    };
     ethernet.set::<u64, 0>(macs.0);
     ethernet.set::<u32, 8>(macs.1);
     ethernet.set::<u16, 12>(ethertype.to_be());
@@ -77,7 +95,9 @@ pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) 
 
 #[inline(always)]
 fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
-    let header = frame.view::<{ Ipv4Hdr::LEN }>(ETHERNET).ok_or(Decapped::NotTunnel)?;
+    let header = frame
+        .view::<{ Ipv4Hdr::LEN }>(ETHERNET)
+        .ok_or(Decapped::NotTunnel)?;
     let protocol = header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>();
     if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
         return Err(Decapped::NotTunnel);
@@ -100,7 +120,9 @@ fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
 
 #[inline(always)]
 fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
-    let header = frame.view::<{ Ipv6Hdr::LEN }>(ETHERNET).ok_or(Decapped::NotTunnel)?;
+    let header = frame
+        .view::<{ Ipv6Hdr::LEN }>(ETHERNET)
+        .ok_or(Decapped::NotTunnel)?;
     let protocol = header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>();
     if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
         return Err(Decapped::NotTunnel);

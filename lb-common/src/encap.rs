@@ -19,7 +19,12 @@ const IPV6: usize = 40;
 ///
 /// `entropy`: the flow's hash; 20 bits of it become the outer IPv6 flow label (RFC 6438), so that routers spread tunnels.
 #[inline(always)]
-pub fn encapsulate<F: Frame>(frame: &mut F, packet: &Packet, route: &Route, entropy: u32) -> Result<(), Reason> {
+pub fn encapsulate<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    route: &Route,
+    entropy: u32,
+) -> Result<(), Reason> {
     let (l3_overhead, header_length) = match route.encap {
         e if e == Encap::Ipv4 as u16 => (IPV4, ETHERNET + IPV4),
         e if e == Encap::Ipv6 as u16 => (IPV6, ETHERNET + IPV6),
@@ -37,7 +42,9 @@ pub fn encapsulate<F: Frame>(frame: &mut F, packet: &Packet, route: &Route, entr
     // The views are inside the frame by construction; the verifier wants to see the check again after the head moved.
     match l3_overhead {
         IPV4 => {
-            let mut header = frame.view_mut::<{ ETHERNET + IPV4 }>(0).ok_or(Reason::Headroom)?;
+            let mut header = frame
+                .view_mut::<{ ETHERNET + IPV4 }>(0)
+                .ok_or(Reason::Headroom)?;
             header.copy_from(&route.header);
             header.set::<u8, { ETHERNET + 1 }>(packet.tos);
             header.set::<u16, { ETHERNET + 2 }>((outer_length as u16).to_be());
@@ -46,14 +53,19 @@ pub fn encapsulate<F: Frame>(frame: &mut F, packet: &Packet, route: &Route, entr
             header.set::<u16, { ETHERNET + 10 }>(checksum::finish(sum).to_be());
         }
         IPV6 => {
-            let mut header = frame.view_mut::<{ ETHERNET + IPV6 }>(0).ok_or(Reason::Headroom)?;
+            let mut header = frame
+                .view_mut::<{ ETHERNET + IPV6 }>(0)
+                .ok_or(Reason::Headroom)?;
             header.copy_from(&route.header);
             // RFC 8200: version (4), traffic class (8), flow label (20).
             let word = (6 << 28) | (u32::from(packet.tos) << 20) | (entropy & 0xf_ffff);
             header.set::<u32, ETHERNET>(word.to_be());
             header.set::<u16, { ETHERNET + 4 }>((packet.length as u16).to_be());
         }
-        _ => frame.view_mut::<ETHERNET>(0).ok_or(Reason::Headroom)?.copy_from(&route.header),
+        _ => frame
+            .view_mut::<ETHERNET>(0)
+            .ok_or(Reason::Headroom)?
+            .copy_from(&route.header),
     }
     Ok(())
 }
@@ -76,9 +88,18 @@ impl Route {
     }
 
     /// A route through an IP tunnel. `inner_v6`: the family of the service. `source` and `destination` are of one family.
-    pub fn ipip(way: &Way, inner_v6: bool, source: core::net::IpAddr, destination: core::net::IpAddr) -> Option<Self> {
+    pub fn ipip(
+        way: &Way,
+        inner_v6: bool,
+        source: core::net::IpAddr,
+        destination: core::net::IpAddr,
+    ) -> Option<Self> {
         use core::net::IpAddr;
-        let protocol = if inner_v6 { crate::parse::PROTOCOL_IPV6 } else { crate::parse::PROTOCOL_IPIP };
+        let protocol = if inner_v6 {
+            crate::parse::PROTOCOL_IPV6
+        } else {
+            crate::parse::PROTOCOL_IPIP
+        };
         match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut ip = [0; IPV4];
@@ -128,5 +149,9 @@ const HOPS: u8 = 64;
 
 #[cfg(not(target_arch = "bpf"))]
 const fn ethertype(v6: bool) -> u16 {
-    if v6 { crate::parse::ETHERTYPE_IPV6 } else { crate::parse::ETHERTYPE_IPV4 }
+    if v6 {
+        crate::parse::ETHERTYPE_IPV6
+    } else {
+        crate::parse::ETHERTYPE_IPV4
+    }
 }

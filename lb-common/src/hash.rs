@@ -27,14 +27,22 @@ pub fn five_tuple(keys: &HashKeys, flow: &FlowKey) -> u64 {
         .wrapping_add(nh(flow.source.words[1], keys[2], keys[3]))
         .wrapping_add(nh(flow.destination.words[0], keys[4], keys[5]))
         .wrapping_add(nh(flow.destination.words[1], keys[6], keys[7]))
-        .wrapping_add(nh((flow.ports as u64) | ((flow.protocol as u64) << 32), keys[8], keys[9]));
+        .wrapping_add(nh(
+            (flow.ports as u64) | ((flow.protocol as u64) << 32),
+            keys[8],
+            keys[9],
+        ));
     finish(sum)
 }
 
 /// 64-bit hash of the client's address alone (`affinity = "client-ip"`).
 #[inline(always)]
 pub fn client(keys: &HashKeys, flow: &FlowKey) -> u64 {
-    let sum = nh(flow.source.words[0], keys[0], keys[1]).wrapping_add(nh(flow.source.words[1], keys[2], keys[3]));
+    let sum = nh(flow.source.words[0], keys[0], keys[1]).wrapping_add(nh(
+        flow.source.words[1],
+        keys[2],
+        keys[3],
+    ));
     finish(sum)
 }
 
@@ -88,9 +96,15 @@ mod tests {
     fn flow(i: u32) -> FlowKey {
         let ip = |s: &str| Address::from(s.parse::<IpAddr>().unwrap());
         FlowKey {
-            source: Address::v4(u32::from_ne_bytes([10, (i >> 16) as u8, (i >> 8) as u8, i as u8])),
+            source: Address::v4(u32::from_ne_bytes([
+                10,
+                (i >> 16) as u8,
+                (i >> 8) as u8,
+                i as u8,
+            ])),
             destination: ip("203.0.113.10"),
-            ports: u32::from(((i % 60_000 + 1024) as u16).to_be()) | (u32::from(80_u16.to_be()) << 16),
+            ports: u32::from(((i % 60_000 + 1024) as u16).to_be())
+                | (u32::from(80_u16.to_be()) << 16),
             protocol: 6,
         }
     }
@@ -106,8 +120,14 @@ mod tests {
                 count[slot(five_tuple(&keys, &flow(i)), 1_021) as usize] += 1.0;
             }
             let expected = f64::from(flows) / 1_021.0;
-            let chi2: f64 = count.iter().map(|c| (c - expected) * (c - expected) / expected).sum();
-            assert!((800.0..1_260.0).contains(&chi2), "seed {seed}: chi-square {chi2}");
+            let chi2: f64 = count
+                .iter()
+                .map(|c| (c - expected) * (c - expected) / expected)
+                .sum();
+            assert!(
+                (800.0..1_260.0).contains(&chi2),
+                "seed {seed}: chi-square {chi2}"
+            );
         }
     }
 
@@ -137,7 +157,8 @@ mod tests {
         assert_eq!(client(&keys, &flow(1)), GOLDEN_CLIENT);
     }
     const GOLDEN_KEYS: HashKeys = [
-        3180229641, 274972100, 4088811202, 1740761304, 2005310962, 2057154946, 2897056358, 1138596472, 809811704, 655948436,
+        3180229641, 274972100, 4088811202, 1740761304, 2005310962, 2057154946, 2897056358,
+        1138596472, 809811704, 655948436,
     ];
     const GOLDEN_FIVE_TUPLE: u64 = 1985720762251714304;
     const GOLDEN_CLIENT: u64 = 8204335808878791794;

@@ -25,8 +25,15 @@ pub struct MemoryFrame {
 
 impl MemoryFrame {
     pub fn new(bytes: &[u8], ingress: u32) -> Self {
-        let memory = std::iter::repeat_n(0, HEADROOM).chain(bytes.iter().copied()).map(Cell::new).collect();
-        Self { memory, start: HEADROOM, ingress }
+        let memory = std::iter::repeat_n(0, HEADROOM)
+            .chain(bytes.iter().copied())
+            .map(Cell::new)
+            .collect();
+        Self {
+            memory,
+            start: HEADROOM,
+            ingress,
+        }
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -37,11 +44,19 @@ impl MemoryFrame {
 // SAFETY: start..end is the live part of the boxed slice of cells.
 unsafe impl Frame for MemoryFrame {
     fn start(&self) -> *mut u8 {
-        self.memory.as_ptr().wrapping_add(self.start).cast_mut().cast()
+        self.memory
+            .as_ptr()
+            .wrapping_add(self.start)
+            .cast_mut()
+            .cast()
     }
 
     fn end(&self) -> *mut u8 {
-        self.memory.as_ptr().wrapping_add(self.memory.len()).cast_mut().cast()
+        self.memory
+            .as_ptr()
+            .wrapping_add(self.memory.len())
+            .cast_mut()
+            .cast()
     }
 
     fn move_head(&mut self, delta: i32) -> bool {
@@ -90,9 +105,14 @@ impl MemoryTables {
 
     /// Puts a whole new service table in force. `false`: it does not fit.
     pub fn set_services(&mut self, entries: &[ServiceEntry]) -> bool {
-        let half = 1 - crate::service::Directory(self.control[control::SERVICE_TABLE as usize]).half();
+        let half =
+            1 - crate::service::Directory(self.control[control::SERVICE_TABLE as usize]).half();
         let buckets = self.node.service_mask as usize + 1;
-        let range = if half == 0 { 0..buckets } else { buckets..2 * buckets };
+        let range = if half == 0 {
+            0..buckets
+        } else {
+            buckets..2 * buckets
+        };
         let part = &mut self.services[range];
         part.fill(ServiceBucket::default());
         match place(entries, half, &self.node, part) {

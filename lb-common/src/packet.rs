@@ -27,13 +27,19 @@ pub unsafe trait Frame {
     /// The `N` bytes that stand `offset` bytes into the frame; `None` when they do not lie wholly inside.
     #[inline(always)]
     fn view<const N: usize>(&self, offset: usize) -> Option<View<'_, N>> {
-        self.at::<N>(offset).map(|start| View { start, _frame: PhantomData })
+        self.at::<N>(offset).map(|start| View {
+            start,
+            _frame: PhantomData,
+        })
     }
 
     /// The same, writable.
     #[inline(always)]
     fn view_mut<const N: usize>(&mut self, offset: usize) -> Option<ViewMut<'_, N>> {
-        self.at::<N>(offset).map(|start| ViewMut { start, _frame: PhantomData })
+        self.at::<N>(offset).map(|start| ViewMut {
+            start,
+            _frame: PhantomData,
+        })
     }
 
     /// The bounds check: a pointer to `N` bytes that all lie inside the frame.
@@ -44,7 +50,11 @@ pub unsafe trait Frame {
             return None;
         }
         let p = self.start().wrapping_add(offset);
-        if p.wrapping_add(N) > self.end() { None } else { Some(p) }
+        if p.wrapping_add(N) > self.end() {
+            None
+        } else {
+            Some(p)
+        }
     }
 }
 

@@ -99,7 +99,10 @@ pub fn ethernet<F: Frame>(frame: &F) -> Result<(usize, u16), Reason> {
             return Err(Reason::VlanDepth);
         }
         // IEEE 802.1Q: tag control information, then the next EtherType.
-        ethertype = frame.view::<4>(length).ok_or(Reason::ShortFrame)?.be16::<2>();
+        ethertype = frame
+            .view::<4>(length)
+            .ok_or(Reason::ShortFrame)?
+            .be16::<2>();
         length += 4;
     }
     Ok((length, ethertype))
@@ -130,19 +133,29 @@ pub fn parse<F: Frame>(frame: &F) -> Parsed {
 }
 
 const fn refuse(reason: Reason, destination: Address, protocol: u8) -> Parsed {
-    Parsed::Refused(Refusal { reason, destination, protocol, port: None })
+    Parsed::Refused(Refusal {
+        reason,
+        destination,
+        protocol,
+        port: None,
+    })
 }
 
 #[inline(always)]
 fn ipv4<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
-    let header = frame.view::<{ Ipv4Hdr::LEN }>(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
+    let header = frame
+        .view::<{ Ipv4Hdr::LEN }>(offset)
+        .ok_or(Parsed::Other(Reason::ShortFrame))?;
     let source = Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>());
     let destination = Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>());
     let protocol = header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>();
     let version_and_length = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
     let header_length = usize::from(version_and_length & 0x0f) * 4;
     let length = u32::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
-    if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN || (length as usize) < header_length {
+    if version_and_length >> 4 != 4
+        || header_length < Ipv4Hdr::LEN
+        || (length as usize) < header_length
+    {
         return Err(refuse(Reason::BadHeader, destination, protocol));
     }
     let end = offset + length as usize;
@@ -166,7 +179,9 @@ fn ipv4<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
 
 #[inline(always)]
 fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
-    let header = frame.view::<{ Ipv6Hdr::LEN }>(offset).ok_or(Parsed::Other(Reason::ShortFrame))?;
+    let header = frame
+        .view::<{ Ipv6Hdr::LEN }>(offset)
+        .ok_or(Parsed::Other(Reason::ShortFrame))?;
     let source = Address::v6([
         header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) }>(),
         header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
@@ -175,7 +190,8 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
         header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
     ]);
-    let length = Ipv6Hdr::LEN as u32 + u32::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
+    let length =
+        Ipv6Hdr::LEN as u32 + u32::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
     // Version (4 bits), traffic class (8), flow label (20).
     let version_and_class = header.be16::<{ offset_of!(Ipv6Hdr, vcf) }>();
     let mut network = Network {
@@ -203,7 +219,10 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         if !is_extension(network.protocol) || network.fragment == Some(false) {
             return Ok(network);
         }
-        let header = frame.view::<8>(network.l4).ok_or(refuse(Reason::Truncated, destination, 0))?;
+        let header =
+            frame
+                .view::<8>(network.l4)
+                .ok_or(refuse(Reason::Truncated, destination, 0))?;
         let bytes = if network.protocol == EXT_FRAGMENT {
             // RFC 8200 section 4.5: 13 bits offset, two reserved, M. Offset 0 without M is an "atomic" fragment: whole.
             let field = header.be16::<2>() & 0xfff9;
@@ -220,18 +239,39 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
             return Err(refuse(Reason::BadHeader, destination, 0));
         }
     }
-    if is_extension(network.protocol) { Err(refuse(Reason::ExtensionHeaders, destination, 0)) } else { Ok(network) }
+    if is_extension(network.protocol) {
+        Err(refuse(Reason::ExtensionHeaders, destination, 0))
+    } else {
+        Ok(network)
+    }
 }
 
 const fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, EXT_HOP_BY_HOP | EXT_ROUTING | EXT_FRAGMENT | EXT_DESTINATION)
+    matches!(
+        protocol,
+        EXT_HOP_BY_HOP | EXT_ROUTING | EXT_FRAGMENT | EXT_DESTINATION
+    )
 }
 
 /// TCP (RFC 9293) and UDP (RFC 768): ports, the opener flag, and what makes a header contradict itself.
 #[inline(always)]
 fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed {
-    let Network { source, destination, protocol, l4, end, length, tos, fragment } = *network;
-    let mut refusal = Refusal { reason: Reason::Truncated, destination, protocol, port: None };
+    let Network {
+        source,
+        destination,
+        protocol,
+        l4,
+        end,
+        length,
+        tos,
+        fragment,
+    } = *network;
+    let mut refusal = Refusal {
+        reason: Reason::Truncated,
+        destination,
+        protocol,
+        port: None,
+    };
     if fragment == Some(false) {
         refusal.reason = Reason::Fragment;
         return Parsed::Refused(refusal);
@@ -239,7 +279,9 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
     if l4 + 4 > end {
         return Parsed::Refused(refusal);
     }
-    let Some(ports) = frame.view::<4>(l4) else { return Parsed::Refused(refusal) };
+    let Some(ports) = frame.view::<4>(l4) else {
+        return Parsed::Refused(refusal);
+    };
     let ports = ports.get::<u32, 0>();
     refusal.port = Some(destination_port(ports));
     if fragment.is_some() {
@@ -249,7 +291,9 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
     let consistent;
     let mut opener = false;
     if protocol == PROTOCOL_TCP {
-        let Some(header) = frame.view::<{ TcpHdr::LEN }>(l4) else { return Parsed::Refused(refusal) };
+        let Some(header) = frame.view::<{ TcpHdr::LEN }>(l4) else {
+            return Parsed::Refused(refusal);
+        };
         let tcp_length = usize::from(header.get::<u8, 12>() >> 4) * 4;
         if l4 + TcpHdr::LEN > end {
             return Parsed::Refused(refusal);
@@ -257,7 +301,9 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
         consistent = tcp_length >= TcpHdr::LEN && l4 + tcp_length <= end;
         opener = header.get::<u8, 13>() & (SYN | ACK) == SYN;
     } else {
-        let Some(header) = frame.view::<{ UdpHdr::LEN }>(l4) else { return Parsed::Refused(refusal) };
+        let Some(header) = frame.view::<{ UdpHdr::LEN }>(l4) else {
+            return Parsed::Refused(refusal);
+        };
         let udp_length = usize::from(header.be16::<{ offset_of!(UdpHdr, len) }>());
         if l4 + UdpHdr::LEN > end {
             return Parsed::Refused(refusal);
@@ -268,7 +314,18 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
         refusal.reason = Reason::BadHeader;
         return Parsed::Refused(refusal);
     }
-    Parsed::Packet(Packet { l2_length, flow: FlowKey { source, destination, ports, protocol }, length, tos, opener })
+    Parsed::Packet(Packet {
+        l2_length,
+        flow: FlowKey {
+            source,
+            destination,
+            ports,
+            protocol,
+        },
+        length,
+        tos,
+        opener,
+    })
 }
 
 const SYN: u8 = 0x02;

@@ -58,7 +58,13 @@ pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
 fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet) -> Result<u32, Reason> {
     let node = tables.node();
     let flow = &packet.flow;
-    let service = service(tables, &node, flow.destination, destination_port(flow.ports), flow.protocol)?;
+    let service = service(
+        tables,
+        &node,
+        flow.destination,
+        destination_port(flow.ports),
+        flow.protocol,
+    )?;
     if service.slots == 0 {
         return Err(Reason::NoBackend);
     }
@@ -67,7 +73,9 @@ fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet) -> R
     } else {
         hash::five_tuple(&node.hash_keys, flow)
     };
-    let index = service.first_slot.wrapping_add(hash::slot(hash, service.slots));
+    let index = service
+        .first_slot
+        .wrapping_add(hash::slot(hash, service.slots));
     let id = tables.slot(index).ok_or(Reason::ServiceTable)?.primary();
     let (backend, route) = backend(tables, id, service.number)?;
     encapsulate(frame, packet, route, hash as u32)?;
@@ -85,10 +93,20 @@ fn service<T: Tables>(
     protocol: u8,
 ) -> Result<Service, Reason> {
     // Read once: both look-ups see the same half.
-    let directory = Directory(tables.control(control::SERVICE_TABLE).ok_or(Reason::ServiceTable)?);
+    let directory = Directory(
+        tables
+            .control(control::SERVICE_TABLE)
+            .ok_or(Reason::ServiceTable)?,
+    );
     for port in [port, 0] {
-        let tuple = ServiceTuple { address, port, protocol };
-        let bucket = tables.service_bucket(directory.bucket(node, &tuple)).ok_or(Reason::ServiceTable)?;
+        let tuple = ServiceTuple {
+            address,
+            port,
+            protocol,
+        };
+        let bucket = tables
+            .service_bucket(directory.bucket(node, &tuple))
+            .ok_or(Reason::ServiceTable)?;
         if let Some(entry) = find(bucket, &tuple) {
             return Ok(entry.into());
         }
@@ -115,26 +133,46 @@ fn backend<T: Tables>(tables: &T, id: u32, service: u32) -> Result<(u32, &Route)
 /// ICMP is the host's business; that it was for a VIP is worth knowing.
 #[inline(always)]
 fn icmp<T: Tables>(tables: &T, destination: Address) -> Reason {
-    if vip_protocols(tables, destination) != 0 { Reason::IcmpToVip } else { Reason::NotOurs }
+    if vip_protocols(tables, destination) != 0 {
+        Reason::IcmpToVip
+    } else {
+        Reason::NotOurs
+    }
 }
 
 /// A packet that cannot be forwarded: dropped if it is for a service of ours, else none of our business.
 #[inline(always)]
 fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
     let ours = match refusal.port {
-        Some(port) => service(tables, &tables.node(), refusal.destination, port, refusal.protocol).is_ok(),
+        Some(port) => service(
+            tables,
+            &tables.node(),
+            refusal.destination,
+            port,
+            refusal.protocol,
+        )
+        .is_ok(),
         // Without a port, the whole VIP is taken for the service: for protocol 0, any of its protocols.
         None if refusal.protocol == 0 => vip_protocols(tables, refusal.destination) != 0,
         None => vip_protocols(tables, refusal.destination) & vip_bit(refusal.protocol) != 0,
     };
-    if ours { refusal.reason } else { Reason::NotOurs }
+    if ours {
+        refusal.reason
+    } else {
+        Reason::NotOurs
+    }
 }
 
 /// The protocols (see [`vip_bit`]) that have services at this address; 0: it is no VIP.
 #[inline(always)]
 fn vip_protocols<T: Tables>(tables: &T, address: Address) -> u64 {
-    let Some(word) = tables.control(control::SERVICE_TABLE) else { return 0 };
+    let Some(word) = tables.control(control::SERVICE_TABLE) else {
+        return 0;
+    };
     let tuple = ServiceTuple::vip(address);
     let index = Directory(word).bucket(&tables.node(), &tuple);
-    tables.service_bucket(index).and_then(|bucket| find(bucket, &tuple)).map_or(0, |entry| entry.table)
+    tables
+        .service_bucket(index)
+        .and_then(|bucket| find(bucket, &tuple))
+        .map_or(0, |entry| entry.table)
 }

@@ -16,7 +16,11 @@ pub struct ServiceTuple {
 impl ServiceTuple {
     /// The note "this address is a VIP".
     pub const fn vip(address: Address) -> Self {
-        Self { address, port: 0, protocol: 0 }
+        Self {
+            address,
+            port: 0,
+            protocol: 0,
+        }
     }
 
     /// Low half of [`ServiceEntry::id`] of this tuple, without flags that are not part of the key.
@@ -68,11 +72,17 @@ impl Directory {
     /// Index of the bucket of `tuple` in the map `SERVICES`.
     #[inline(always)]
     pub const fn bucket(self, node: &Node, tuple: &ServiceTuple) -> u32 {
-        let mut h = tuple.address.words[0] ^ tuple.address.words[1].rotate_left(29) ^ ((tuple.key() as u64) << 7);
+        let mut h = tuple.address.words[0]
+            ^ tuple.address.words[1].rotate_left(29)
+            ^ ((tuple.key() as u64) << 7);
         h = (h ^ self.seed() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         h = (h ^ (h >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let index = (h >> 32) as u32 & node.service_mask;
-        if self.half() == 0 { index } else { index + node.service_mask + 1 }
+        if self.half() == 0 {
+            index
+        } else {
+            index + node.service_mask + 1
+        }
     }
 }
 
@@ -111,7 +121,11 @@ impl From<&ServiceEntry> for Service {
 impl ServiceEntry {
     /// The entry of a service.
     pub fn service(tuple: &ServiceTuple, service: Service) -> Self {
-        let affinity = if service.client_affinity { flags::CLIENT_AFFINITY } else { 0 };
+        let affinity = if service.client_affinity {
+            flags::CLIENT_AFFINITY
+        } else {
+            0
+        };
         Self {
             address: tuple.address.words,
             id: u64::from(tuple.key() | affinity) | (u64::from(service.number) << 32),
@@ -121,14 +135,21 @@ impl ServiceEntry {
 
     /// The note that `address` is a VIP of services with these protocols.
     pub fn vip(address: Address, protocols: u64) -> Self {
-        Self { address: address.words, id: u64::from(ServiceTuple::vip(address).key()), table: protocols }
+        Self {
+            address: address.words,
+            id: u64::from(ServiceTuple::vip(address).key()),
+            table: protocols,
+        }
     }
 
     /// The tuple this entry answers; `None` for an empty one.
     pub fn tuple(&self) -> Option<ServiceTuple> {
         let key = self.id as u32;
         (key & flags::VALID != 0).then(|| ServiceTuple {
-            address: Address { words: self.address, v6: key & flags::V6 != 0 },
+            address: Address {
+                words: self.address,
+                v6: key & flags::V6 != 0,
+            },
             port: key as u16,
             protocol: (key >> 16) as u8,
         })
@@ -140,8 +161,17 @@ impl ServiceEntry {
 /// `buckets` must be all-zero and a power of two long (`node.service_mask + 1`). Returns the directory word to store.
 /// `None` when no seed of 4,096 works: the table is too small for its entries.
 #[cfg(not(target_arch = "bpf"))]
-pub fn place(entries: &[ServiceEntry], half: u32, node: &Node, buckets: &mut [ServiceBucket]) -> Option<Directory> {
-    let offset = if half == 0 { 0 } else { node.service_mask as usize + 1 };
+pub fn place(
+    entries: &[ServiceEntry],
+    half: u32,
+    node: &Node,
+    buckets: &mut [ServiceBucket],
+) -> Option<Directory> {
+    let offset = if half == 0 {
+        0
+    } else {
+        node.service_mask as usize + 1
+    };
     'seeds: for seed in 0..4_096 {
         let directory = Directory::new(half, seed);
         for entry in entries {
@@ -169,7 +199,10 @@ mod tests {
 
     #[test]
     fn a_full_table_is_placed_and_found_in_either_half() {
-        let node = Node { service_mask: 16_383, ..Node::default() };
+        let node = Node {
+            service_mask: 16_383,
+            ..Node::default()
+        };
         for half in [0, 1] {
             let tuples: Vec<_> = (0..1_024_u32)
                 .map(|i| ServiceTuple {
@@ -182,8 +215,12 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(i, t)| {
-                    let service =
-                        Service { number: i as u32, client_affinity: i % 2 == 0, first_slot: 7 * i as u32, slots: 1_021 };
+                    let service = Service {
+                        number: i as u32,
+                        client_affinity: i % 2 == 0,
+                        first_slot: 7 * i as u32,
+                        slots: 1_021,
+                    };
                     ServiceEntry::service(t, service)
                 })
                 .collect();
@@ -196,7 +233,12 @@ mod tests {
                 let service = Service::from(find(bucket, tuple).expect("found"));
                 assert_eq!(
                     service,
-                    Service { number: i as u32, client_affinity: i % 2 == 0, first_slot: 7 * i as u32, slots: 1_021 }
+                    Service {
+                        number: i as u32,
+                        client_affinity: i % 2 == 0,
+                        first_slot: 7 * i as u32,
+                        slots: 1_021
+                    }
                 );
                 let other = ServiceTuple { port: 1, ..*tuple };
                 let bucket = &buckets[directory.bucket(&node, &other) as usize - base];
@@ -207,9 +249,13 @@ mod tests {
 
     #[test]
     fn an_overfull_table_is_refused() {
-        let node = Node { service_mask: 0, ..Node::default() };
-        let entries: Vec<_> =
-            (0..3_u8).map(|i| ServiceEntry::vip(Address::from(IpAddr::from([192, 0, 2, i])), 1)).collect();
+        let node = Node {
+            service_mask: 0,
+            ..Node::default()
+        };
+        let entries: Vec<_> = (0..3_u8)
+            .map(|i| ServiceEntry::vip(Address::from(IpAddr::from([192, 0, 2, i])), 1))
+            .collect();
         let mut buckets = [ServiceBucket::default(); 1];
         assert!(place(&entries, 0, &node, &mut buckets).is_none());
     }

@@ -71,13 +71,19 @@ mod tests {
     fn steady_names_one_backend_twice() {
         for id in [0, 1, 77, BACKEND_ID_LIMIT - 1] {
             let word = SlotWord::steady(id);
-            assert_eq!((word.primary(), word.incumbent(), word.mode()), (id, id, Mode::Steady));
+            assert_eq!(
+                (word.primary(), word.incumbent(), word.mode()),
+                (id, id, Mode::Steady)
+            );
         }
     }
 
     #[test]
     fn fields_do_not_overlap() {
         let word = SlotWord((1 << 62) | (0xabcde << 20) | 0x12345);
-        assert_eq!((word.primary(), word.incumbent(), word.mode()), (0x12345, 0xabcde, Mode::Learn));
+        assert_eq!(
+            (word.primary(), word.incumbent(), word.mode()),
+            (0x12345, 0xabcde, Mode::Learn)
+        );
     }
 }

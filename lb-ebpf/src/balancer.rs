@@ -48,7 +48,11 @@ mod program {
 
     /// Set by the daemon at load.
     #[unsafe(no_mangle)]
-    static NODE: Global<Node> = Global::new(Node { hash_keys: [0; 10], service_mask: 0, backend_capacity: 0 });
+    static NODE: Global<Node> = Global::new(Node {
+        hash_keys: [0; 10],
+        service_mask: 0,
+        backend_capacity: 0,
+    });
 
     #[xdp]
     pub fn sluice_balancer(ctx: XdpContext) -> u32 {
@@ -102,7 +106,9 @@ mod program {
         #[inline(always)]
         fn control(&self, index: u32) -> Option<u64> {
             // SAFETY: a valid, aligned map value; volatile: exactly one load.
-            CONTROL.get_ptr(index).map(|word| unsafe { word.read_volatile() })
+            CONTROL
+                .get_ptr(index)
+                .map(|word| unsafe { word.read_volatile() })
         }
 
         #[inline(always)]
@@ -113,7 +119,9 @@ mod program {
         #[inline(always)]
         fn slot(&self, index: u32) -> Option<SlotWord> {
             // SAFETY: as for `control`.
-            SLOTS.get_ptr(index).map(|slot| unsafe { slot.read_volatile() })
+            SLOTS
+                .get_ptr(index)
+                .map(|slot| unsafe { slot.read_volatile() })
         }
 
         #[inline(always)]
@@ -123,7 +131,9 @@ mod program {
 
         #[inline(always)]
         fn count(&self, backend: u32, bytes: u32, opener: bool) {
-            let index = cpu().wrapping_mul(NODE.load().backend_capacity).wrapping_add(backend);
+            let index = cpu()
+                .wrapping_mul(NODE.load().backend_capacity)
+                .wrapping_add(backend);
             if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(index) {
                 // SAFETY: as in `refuse`.
                 unsafe {

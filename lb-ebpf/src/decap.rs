@@ -28,7 +28,9 @@ mod program {
     pub fn sluice_decap(ctx: XdpContext) -> u32 {
         let mut frame = XdpFrame::new(ctx);
         // SAFETY: the value is never looked at, only that there is one.
-        let result = decapsulate(&mut frame, |address| unsafe { DECAP_ALLOWED.get(&address.words) }.is_some());
+        let result = decapsulate(&mut frame, |address| {
+            unsafe { DECAP_ALLOWED.get(&address.words) }.is_some()
+        });
         if let Some(counter) = DECAP_COUNTERS.get_ptr_mut(result as u32) {
             // SAFETY: a valid map value of this CPU; XDP is not preempted on its CPU.
             unsafe { *counter += 1 };

@@ -22,6 +22,8 @@ pub use error::{ConfigError, Place, Problem};
 use crate::model::{Config, ServiceSpec};
 use error::Problems;
 
+pub use service::unusable;
+
 /// Reads and checks the file at `path`.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let file = path.display().to_string();

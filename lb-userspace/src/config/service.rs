@@ -204,7 +204,7 @@ fn split_vip(text: &str) -> Result<(IpAddr, u16), String> {
 }
 
 /// Why packets cannot be sent to (or from) an address.
-pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
+pub fn unusable(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         return Some("the unspecified address");
     }

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::api::dto::{AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange};
+use crate::api::dto::{
+    AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange,
+};
 use crate::config;
 use crate::dataplane;
 use crate::model::BackendSpec;
@@ -21,23 +23,55 @@ impl Owner {
             Command::Service { name, reply } => {
                 drop(reply.send(self.service_detail(&name).ok_or_else(|| no_service(&name))));
             }
-            Command::ServiceAdd { caller, add, reply } => drop(reply.send(self.service_add(&caller, add))),
-            Command::ServiceRemove { caller, name, reply } => drop(reply.send(self.service_remove(&caller, &name))),
-            Command::Backends { service, reply } => drop(reply.send(self.backends(service.as_deref()))),
-            Command::BackendAdd { caller, service, add, reply } => {
+            Command::ServiceAdd { caller, add, reply } => {
+                drop(reply.send(self.service_add(&caller, add)))
+            }
+            Command::ServiceRemove {
+                caller,
+                name,
+                reply,
+            } => drop(reply.send(self.service_remove(&caller, &name))),
+            Command::Backends { service, reply } => {
+                drop(reply.send(self.backends(service.as_deref())))
+            }
+            Command::BackendAdd {
+                caller,
+                service,
+                add,
+                reply,
+            } => {
                 drop(reply.send(self.backend_add(&caller, &service, &add)));
             }
-            Command::BackendRemove { caller, service, address, reply } => {
+            Command::BackendRemove {
+                caller,
+                service,
+                address,
+                reply,
+            } => {
                 drop(reply.send(self.backend_remove(&caller, &service, address)));
             }
-            Command::BackendAdmin { caller, service, address, change, reply } => {
+            Command::BackendAdmin {
+                caller,
+                service,
+                address,
+                change,
+                reply,
+            } => {
                 drop(reply.send(self.backend_admin(&caller, &service, address, change)));
             }
-            Command::BackendWeight { caller, service, address, change, reply } => {
+            Command::BackendWeight {
+                caller,
+                service,
+                address,
+                change,
+                reply,
+            } => {
                 drop(reply.send(self.backend_weight(&caller, &service, address, &change)));
             }
             Command::Reload(reply) => {
-                let result = self.reload().map_err(|error| ApiError::Invalid(format!("{error:#}")));
+                let result = self
+                    .reload()
+                    .map_err(|error| ApiError::Invalid(format!("{error:#}")));
                 drop(reply.send(result));
             }
             Command::Detach(reply) => {
@@ -46,7 +80,10 @@ impl Owner {
                 let answer = result.map(|freed| Changed {
                     message: match freed.as_slice() {
                         [] => "the data path was not attached".to_owned(),
-                        names => format!("the data path is detached from {}; the daemon ends", names.join(", ")),
+                        names => format!(
+                            "the data path is detached from {}; the daemon ends",
+                            names.join(", ")
+                        ),
                     },
                     changed: !freed.is_empty(),
                     ..Changed::default()
@@ -58,44 +95,86 @@ impl Owner {
         None
     }
 
-    fn backends(&self, service: Option<&str>) -> Result<Vec<crate::api::dto::BackendDetail>, ApiError> {
+    fn backends(
+        &self,
+        service: Option<&str>,
+    ) -> Result<Vec<crate::api::dto::BackendDetail>, ApiError> {
         match service {
-            Some(name) => Ok(self.service_detail(name).ok_or_else(|| no_service(name))?.backends),
+            Some(name) => Ok(self
+                .service_detail(name)
+                .ok_or_else(|| no_service(name))?
+                .backends),
             None => Ok(self.backend_details()),
         }
     }
 
     fn service_add(&mut self, caller: &Caller, add: ServiceAdd) -> Result<Changed, ApiError> {
-        let spec = config::parse_service(add.service).map_err(|error| ApiError::Invalid(error.to_string()))?;
+        let spec = config::parse_service(add.service)
+            .map_err(|error| ApiError::Invalid(error.to_string()))?;
         let message = format!("service {:?} is added at {}", spec.name, spec.key);
         self.change(caller, message, |overlay, _, services| {
             if services.iter().any(|s| s.spec.name == spec.name) {
-                return Err(ChangeError::Conflict(format!("service {:?} exists already", spec.name)));
+                return Err(ChangeError::Conflict(format!(
+                    "service {:?} exists already",
+                    spec.name
+                )));
             }
             overlay.add_service(spec)
         })
     }
 
     fn service_remove(&mut self, caller: &Caller, name: &str) -> Result<Changed, ApiError> {
-        self.change(caller, format!("service {name:?} is removed"), |overlay, file, _| overlay.remove_service(name, file))
+        self.change(
+            caller,
+            format!("service {name:?} is removed"),
+            |overlay, file, _| overlay.remove_service(name, file),
+        )
     }
 
-    fn backend_add(&mut self, caller: &Caller, service: &str, add: &BackendAdd) -> Result<Changed, ApiError> {
+    fn backend_add(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        add: &BackendAdd,
+    ) -> Result<Changed, ApiError> {
         let weight = add.weight.unwrap_or(1);
         check_weight(weight)?;
-        config::check_backend_address(add.address).map_err(|why| ApiError::Invalid(format!("backend {}: {why}", add.address)))?;
-        let message = format!("backend {} is added to {service:?} with weight {weight}", add.address);
+        if let Some(why) = config::unusable(add.address) {
+            return Err(ApiError::Invalid(format!(
+                "backend {} is {why}",
+                add.address
+            )));
+        }
+        let message = format!(
+            "backend {} is added to {service:?} with weight {weight}",
+            add.address
+        );
         self.change(caller, message, |overlay, _, services| {
             let service = find(services, service)?;
-            overlay.add_backend(service, &BackendSpec { address: add.address, weight })
+            overlay.add_backend(
+                service,
+                &BackendSpec {
+                    address: add.address,
+                    weight,
+                },
+            )
         })
     }
 
-    fn backend_remove(&mut self, caller: &Caller, service: &str, address: IpAddr) -> Result<Changed, ApiError> {
-        self.change(caller, format!("backend {address} is removed from {service:?}"), |overlay, _, services| {
-            let service = find_backend(services, service, address)?;
-            overlay.remove_backend(service, address)
-        })
+    fn backend_remove(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        address: IpAddr,
+    ) -> Result<Changed, ApiError> {
+        self.change(
+            caller,
+            format!("backend {address} is removed from {service:?}"),
+            |overlay, _, services| {
+                let service = find_backend(services, service, address)?;
+                overlay.remove_backend(service, address)
+            },
+        )
     }
 
     fn backend_admin(
@@ -106,17 +185,28 @@ impl Owner {
         change: AdminChange,
     ) -> Result<Changed, ApiError> {
         let message = format!("backend {address} of {service:?} is {}", change.admin);
-        let already = self.state.service(service).and_then(|s| s.backend(address)).is_some_and(|b| {
-            b.admin.admin == change.admin && (change.reason.is_none() || b.admin.reason == change.reason)
-        });
+        let already = self
+            .state
+            .service(service)
+            .and_then(|s| s.backend(address))
+            .is_some_and(|b| {
+                b.admin.admin == change.admin
+                    && (change.reason.is_none() || b.admin.reason == change.reason)
+            });
         if already {
-            return Ok(Changed { message: format!("{message} already"), ..Changed::default() });
+            return Ok(Changed {
+                message: format!("{message} already"),
+                ..Changed::default()
+            });
         }
         let record = AdminRecord {
             admin: change.admin,
             reason: change.reason,
             by: Some(caller.user.clone()),
-            at: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|t| t.as_secs()),
+            at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .map(|t| t.as_secs()),
         };
         self.change(caller, message, |overlay, _, services| {
             overlay.set_admin(find_backend(services, service, address)?, address, record);
@@ -132,9 +222,16 @@ impl Owner {
         change: &WeightChange,
     ) -> Result<Changed, ApiError> {
         check_weight(change.weight)?;
-        let message = format!("backend {address} of {service:?} has weight {}", change.weight);
+        let message = format!(
+            "backend {address} of {service:?} has weight {}",
+            change.weight
+        );
         self.change(caller, message, |overlay, _, services| {
-            overlay.set_weight(find_backend(services, service, address)?, address, change.weight);
+            overlay.set_weight(
+                find_backend(services, service, address)?,
+                address,
+                change.weight,
+            );
             Ok(())
         })
     }
@@ -143,7 +240,11 @@ impl Owner {
         &mut self,
         caller: &Caller,
         message: String,
-        change: impl FnOnce(&mut Overlay, &[crate::model::ServiceSpec], &[Effective]) -> Result<(), ChangeError>,
+        change: impl FnOnce(
+            &mut Overlay,
+            &[crate::model::ServiceSpec],
+            &[Effective],
+        ) -> Result<(), ChangeError>,
     ) -> Result<Changed, ApiError> {
         let mut changed = false;
         let result = self.commit(|owner| {
@@ -155,7 +256,11 @@ impl Owner {
                 tracing::info!(user = caller.user, uid = caller.uid, "{}", answer.message);
                 Ok(answer)
             }
-            Ok(answer) => Ok(Changed { message: format!("{} already", answer.message), changed: false, ..answer }),
+            Ok(answer) => Ok(Changed {
+                message: format!("{} already", answer.message),
+                changed: false,
+                ..answer
+            }),
             Err(error) => Err(match error.downcast::<ChangeError>() {
                 Ok(ChangeError::NotFound(text)) => ApiError::NotFound(text),
                 Ok(ChangeError::Conflict(text)) => ApiError::Conflict(text),
@@ -170,7 +275,9 @@ impl Owner {
 }
 
 fn no_service(name: &str) -> ApiError {
-    ApiError::NotFound(format!("there is no service {name:?}: `sluice service list` names those that are"))
+    ApiError::NotFound(format!(
+        "there is no service {name:?}: `sluice service list` names those that are"
+    ))
 }
 
 fn find<'a>(services: &'a [Effective], name: &str) -> Result<&'a Effective, ChangeError> {
@@ -180,7 +287,11 @@ fn find<'a>(services: &'a [Effective], name: &str) -> Result<&'a Effective, Chan
         .ok_or_else(|| ChangeError::NotFound(no_service(name).to_string()))
 }
 
-fn find_backend<'a>(services: &'a [Effective], name: &str, address: IpAddr) -> Result<&'a Effective, ChangeError> {
+fn find_backend<'a>(
+    services: &'a [Effective],
+    name: &str,
+    address: IpAddr,
+) -> Result<&'a Effective, ChangeError> {
     let service = find(services, name)?;
     if service.backend(address).is_none() {
         return Err(ChangeError::NotFound(format!(

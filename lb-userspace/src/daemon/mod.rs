@@ -61,25 +61,47 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     let next_hops = netlink::spawn(hop_events).await.context("netlink")?;
 
     let stop = CancellationToken::new();
-    let control = tokio::spawn(api::server::serve(control, commands, stop.clone().cancelled_owned()));
+    let control = tokio::spawn(api::server::serve(
+        control,
+        commands,
+        stop.clone().cancelled_owned(),
+    ));
     let scrapes = metrics_listener.map(|listener| {
-        let source = Scrapes { snapshots, not_ready };
-        tokio::spawn(metrics::serve(listener, source, stop.clone().cancelled_owned()))
+        let source = Scrapes {
+            snapshots,
+            not_ready,
+        };
+        tokio::spawn(metrics::serve(
+            listener,
+            source,
+            stop.clone().cancelled_owned(),
+        ))
     });
 
     tracing::info!(config = %config_path.display(), socket = %config.socket.display(), "started");
     let mut owner = Owner::new(config_path, config, plane, prober, next_hops, readiness);
-    let inputs = owner::Inputs { health, hops, commands: command_queue, snapshots: snapshot_queue };
+    let inputs = owner::Inputs {
+        health,
+        hops,
+        commands: command_queue,
+        snapshots: snapshot_queue,
+    };
     let ending = owner
-        .run(inputs, async {
-            tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            }
-        }, &mut hangup)
+        .run(
+            inputs,
+            async {
+                tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                }
+            },
+            &mut hangup,
+        )
         .await;
     match ending {
-        Ending::Signal(name) => tracing::info!("{name}: ending; the data path goes on forwarding (`sluice detach` takes it down)"),
+        Ending::Signal(name) => tracing::info!(
+            "{name}: ending; the data path goes on forwarding (`sluice detach` takes it down)"
+        ),
         Ending::Detached => tracing::info!("detached: ending"),
     }
     stop.cancel();
@@ -111,7 +133,10 @@ struct Scrapes {
 impl Source for Scrapes {
     async fn snapshot(&self) -> Result<Snapshot> {
         let (reply, answer) = oneshot::channel();
-        self.snapshots.send(reply).await.context("the daemon is ending")?;
+        self.snapshots
+            .send(reply)
+            .await
+            .context("the daemon is ending")?;
         answer.await.context("the daemon is ending")
     }
 
@@ -119,4 +144,3 @@ impl Source for Scrapes {
         self.not_ready.borrow().clone()
     }
 }
-

@@ -78,7 +78,12 @@ impl Owner {
         next_hops: NextHopsHandle,
         readiness: watch::Sender<Vec<String>>,
     ) -> Self {
-        let longest = config.services.iter().map(|s| s.health.timeout).max().unwrap_or_default();
+        let longest = config
+            .services
+            .iter()
+            .map(|s| s.health.timeout)
+            .max()
+            .unwrap_or_default();
         Self {
             config_path,
             config_loaded: SystemTime::now(),
@@ -169,8 +174,14 @@ impl Owner {
             self.apply_error = Some(text);
         }
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
-        if self.apply_error.is_none() && due && (self.attachments.is_empty() || self.attach_error.is_some()) {
-            self.attach_error = self.attach(&self.config.clone()).err().map(|error| format!("{error:#}"));
+        if self.apply_error.is_none()
+            && due
+            && (self.attachments.is_empty() || self.attach_error.is_some())
+        {
+            self.attach_error = self
+                .attach(&self.config.clone())
+                .err()
+                .map(|error| format!("{error:#}"));
             if let Some(error) = &self.attach_error {
                 tracing::error!("{error}");
             }
@@ -188,7 +199,9 @@ impl Owner {
 
     /// Plans and applies. Returns what moved.
     pub(super) fn apply(&mut self) -> Result<Moves> {
-        let plan = self.installed.plan(&self.state.desired(), self.apply_error.is_some())?;
+        let plan = self
+            .installed
+            .plan(&self.state.desired(), self.apply_error.is_some())?;
         if plan.operations.is_empty() {
             self.installed = plan.after;
             return Ok(plan.moves);
@@ -230,8 +243,13 @@ impl Owner {
         attach::prepare(&directory)?;
         let mut attachments = Vec::new();
         for interface in &config.node.interfaces {
-            let attachment =
-                attach::attach(self.plane.program(), interface, config.node.xdp_mode, &directory, BALANCER_PREFIX)?;
+            let attachment = attach::attach(
+                self.plane.program(),
+                interface,
+                config.node.xdp_mode,
+                &directory,
+                BALANCER_PREFIX,
+            )?;
             tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
             if let Some(note) = &attachment.note {
                 tracing::warn!(interface, "{note}");
@@ -240,7 +258,10 @@ impl Owner {
         }
         let keep: Vec<_> = attachments.iter().map(|a| a.ifindex).collect();
         for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
-            tracing::info!(interface = freed, "detached: not in node.interfaces any more");
+            tracing::info!(
+                interface = freed,
+                "detached: not in node.interfaces any more"
+            );
         }
         self.attachments = attachments;
         Ok(())
@@ -256,14 +277,20 @@ impl Owner {
             if let Some((health, reason, _)) = self.prober.current(target)
                 && health != crate::model::Health::Unknown
             {
-                self.state.observe(backends, health, &reason, Instant::now());
+                self.state
+                    .observe(backends, health, &reason, Instant::now());
             }
         }
     }
 
     fn health(&mut self, event: HealthEvent) {
-        let Some(backends) = self.targets.get(&event.target) else { return };
-        for (service, address) in self.state.observe(backends, event.health, &event.reason, Instant::now()) {
+        let Some(backends) = self.targets.get(&event.target) else {
+            return;
+        };
+        for (service, address) in
+            self.state
+                .observe(backends, event.health, &event.reason, Instant::now())
+        {
             tracing::info!(service, backend = %address, health = %event.health, reason = event.reason, "health");
         }
     }
@@ -286,7 +313,10 @@ impl Owner {
             }
             Err(error) => {
                 let text = format!("{error:#}");
-                tracing::error!("{} is refused, the older configuration stays in force:\n{text}", self.config_path.display());
+                tracing::error!(
+                    "{} is refused, the older configuration stays in force:\n{text}",
+                    self.config_path.display()
+                );
                 self.config_error = Some(text);
                 Err(error)
             }
@@ -308,7 +338,10 @@ impl Owner {
     }
 
     /// Changes state by `change`, and the data plane with it; or neither.
-    pub(super) fn commit(&mut self, change: impl FnOnce(&mut Self) -> Result<String>) -> Result<Changed> {
+    pub(super) fn commit(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<Changed> {
         let before = self.state.clone();
         let config = self.config.clone();
         let result = change(self).and_then(|message| {
@@ -318,7 +351,12 @@ impl Owner {
         match result {
             Ok((message, moves)) => {
                 self.watch();
-                Ok(Changed { message, changed: true, slots_moved: moves.moved, slots_moved_in_excess: moves.excess })
+                Ok(Changed {
+                    message,
+                    changed: true,
+                    slots_moved: moves.moved,
+                    slots_moved_in_excess: moves.excess,
+                })
             }
             Err(error) => {
                 self.state = before;
@@ -334,7 +372,9 @@ impl Owner {
         reasons.extend(self.attach_error.clone());
         if self.attachments.is_empty() && reasons.is_empty() {
             let unknown = self.state.unknown().into_iter().take(5);
-            reasons.extend(unknown.map(|(service, address)| format!("backend {address} of {service} has no verdict yet")));
+            reasons.extend(unknown.map(|(service, address)| {
+                format!("backend {address} of {service} has no verdict yet")
+            }));
             if reasons.is_empty() {
                 reasons.push("not attached yet".to_owned());
             }
@@ -345,7 +385,11 @@ impl Owner {
 
 /// Settings that are fixed while the data path is attached.
 fn unchangeable(old: &Config, new: &Config) -> Result<()> {
-    let refuse = |key: &str| anyhow::bail!("{key} cannot change while the daemon runs: put it back, or restart the daemon");
+    let refuse = |key: &str| {
+        anyhow::bail!(
+            "{key} cannot change while the daemon runs: put it back, or restart the daemon"
+        )
+    };
     if old.node.hash_seed != new.node.hash_seed {
         return refuse("node.hash_seed");
     }

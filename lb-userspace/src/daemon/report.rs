@@ -28,13 +28,20 @@ impl Owner {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config_path.display().to_string(),
-            config_loaded_at: self.config_loaded.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+            config_loaded_at: self
+                .config_loaded
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |t| t.as_secs()),
             config_error: self.config_error.clone(),
             ready: not_ready.is_empty(),
             not_ready,
             interfaces: self.interfaces(),
             services: self.service_summaries(),
-            packets: self.reasons().into_iter().filter(|row| row.packets > 0).collect(),
+            packets: self
+                .reasons()
+                .into_iter()
+                .filter(|row| row.packets > 0)
+                .collect(),
             capacity: vec![
                 CapacityUse {
                     what: "services".to_owned(),
@@ -70,7 +77,11 @@ impl Owner {
                 ifindex: nix::net::if_::if_nametoindex(name.as_str()).unwrap_or(0),
                 asked,
                 got: None,
-                note: Some(self.attach_error.clone().unwrap_or_else(|| "not attached yet".to_owned())),
+                note: Some(
+                    self.attach_error
+                        .clone()
+                        .unwrap_or_else(|| "not attached yet".to_owned()),
+                ),
             },
         };
         self.config.node.interfaces.iter().map(status).collect()
@@ -80,7 +91,11 @@ impl Owner {
     fn reasons(&self) -> Vec<ReasonCount> {
         let mut forwarded = self.retired.packets;
         for service in self.installed.services.values() {
-            forwarded += service.backends.values().map(|b| self.plane.backend_counters(b.id).packets).sum::<u64>();
+            forwarded += service
+                .backends
+                .values()
+                .map(|b| self.plane.backend_counters(b.id).packets)
+                .sum::<u64>();
         }
         let (verdict, reason, help) = FORWARDED;
         let row = |verdict: &str, reason: &str, help: &str, packets| ReasonCount {
@@ -90,18 +105,31 @@ impl Owner {
             help: help.to_owned(),
         };
         let mut rows = vec![row(verdict, reason, help, forwarded)];
-        rows.extend(
-            Reason::ALL.iter().map(|r| row(r.fate().name(), r.name(), r.help(), self.plane.reason_counter(*r))),
-        );
+        rows.extend(Reason::ALL.iter().map(|r| {
+            row(
+                r.fate().name(),
+                r.name(),
+                r.help(),
+                self.plane.reason_counter(*r),
+            )
+        }));
         rows
     }
 
     pub(super) fn service_summaries(&self) -> Vec<ServiceSummary> {
-        self.state.services().iter().map(|service| self.summary(service)).collect()
+        self.state
+            .services()
+            .iter()
+            .map(|service| self.summary(service))
+            .collect()
     }
 
     pub(super) fn backend_details(&self) -> Vec<BackendDetail> {
-        self.state.services().iter().flat_map(|service| self.details(service)).collect()
+        self.state
+            .services()
+            .iter()
+            .flat_map(|service| self.details(service))
+            .collect()
     }
 
     pub(super) fn service_detail(&self, name: &str) -> Option<ServiceDetail> {
@@ -111,13 +139,19 @@ impl Owner {
             affinity: service.spec.affinity,
             on_empty: service.spec.on_empty,
             health: describe(&service.spec.health, service.spec.key.port),
-            table_digest: self.installed(service).and_then(InstalledService::digest).map(|d| format!("{d:016x}")),
+            table_digest: self
+                .installed(service)
+                .and_then(InstalledService::digest)
+                .map(|d| format!("{d:016x}")),
             backends: self.details(service),
         })
     }
 
     fn installed(&self, service: &Effective) -> Option<&InstalledService> {
-        self.installed.services.get(&service.spec.key).map(AsRef::as_ref)
+        self.installed
+            .services
+            .get(&service.spec.key)
+            .map(AsRef::as_ref)
     }
 
     fn summary(&self, service: &Effective) -> ServiceSummary {
@@ -133,11 +167,17 @@ impl Owner {
         let vip = spec.key.to_string();
         ServiceSummary {
             name: spec.name.clone(),
-            vip: vip.rsplit_once('/').map_or(vip.clone(), |(vip, _)| vip.to_owned()),
+            vip: vip
+                .rsplit_once('/')
+                .map_or(vip.clone(), |(vip, _)| vip.to_owned()),
             protocol: spec.key.protocol,
             forward: spec.forward,
             backends: service.backends.len() as u32,
-            eligible: service.backends.iter().filter(|b| self.eligibility(service, b).is_ok()).count() as u32,
+            eligible: service
+                .backends
+                .iter()
+                .filter(|b| self.eligibility(service, b).is_ok())
+                .count() as u32,
             table_size: installed.map_or(0, |s| s.size),
             packets: total.packets,
             bytes: total.bytes,
@@ -148,13 +188,21 @@ impl Owner {
 
     fn eligibility(&self, service: &Effective, backend: &EffectiveBackend) -> Result<(), String> {
         let observed = self.state.observed(&service.spec.name, backend.address);
-        eligibility(self.state.node(), &service.spec, backend, observed, self.state.next_hop(backend.address))
+        eligibility(
+            self.state.node(),
+            &service.spec,
+            backend,
+            observed,
+            self.state.next_hop(backend.address),
+        )
     }
 
     fn details(&self, service: &Effective) -> Vec<BackendDetail> {
         let installed = self.installed(service);
         let detail = |backend: &EffectiveBackend| {
-            let id = installed.and_then(|s| s.backends.get(&backend.address)).map_or(0, |b| b.id);
+            let id = installed
+                .and_then(|s| s.backends.get(&backend.address))
+                .map_or(0, |b| b.id);
             let counters = self.plane.backend_counters(id);
             let observed = self.state.observed(&service.spec.name, backend.address);
             let eligible = self.eligibility(service, backend);
@@ -185,18 +233,24 @@ impl Owner {
 
     /// Everything the metrics say, as it is now.
     pub(super) fn snapshot(&self) -> Snapshot {
-        let statistics: std::collections::HashMap<_, _> =
-            self.prober.statistics().into_iter().map(|s| (s.target.clone(), s)).collect();
+        let statistics: std::collections::HashMap<_, _> = self
+            .prober
+            .statistics()
+            .into_iter()
+            .map(|s| (s.target.clone(), s))
+            .collect();
         let mut probes = Vec::new();
         for (target, backends) in &self.targets {
-            let Some(statistics) = statistics.get(target) else { continue };
+            let Some(statistics) = statistics.get(target) else {
+                continue;
+            };
             if target.kind == ProbeKind::None {
                 continue;
             }
             probes.extend(backends.iter().map(|(service, backend)| ProbeSample {
                 service: service.clone(),
                 backend: *backend,
-                stats: statistics.into(),
+                stats: statistics.clone(),
             }));
         }
         let mut backends = Vec::new();
@@ -214,9 +268,14 @@ impl Owner {
                     weight: backend.weight,
                 });
             }
-            let Some(installed) = self.installed(service) else { continue };
+            let Some(installed) = self.installed(service) else {
+                continue;
+            };
             if let Some(digest) = installed.digest() {
-                table_digests.push(TableDigest { service: service.spec.name.clone(), digest: format!("{digest:016x}") });
+                table_digests.push(TableDigest {
+                    service: service.spec.name.clone(),
+                    digest: format!("{digest:016x}"),
+                });
             }
             // Until connections are tracked every slot is at rest.
             slots.push(SlotSample {
@@ -231,7 +290,11 @@ impl Owner {
             reasons: self
                 .reasons()
                 .into_iter()
-                .map(|row| ReasonSample { verdict: row.verdict, reason: row.reason, packets: row.packets })
+                .map(|row| ReasonSample {
+                    verdict: row.verdict,
+                    reason: row.reason,
+                    packets: row.packets,
+                })
                 .collect(),
             probes,
             table_digests,
@@ -244,7 +307,10 @@ impl Owner {
 fn next_hop(state: &NextHopState) -> String {
     match state {
         NextHopState::Resolved(hop) => {
-            let mac = hop.destination_mac.map(|byte| format!("{byte:02x}")).join(":");
+            let mac = hop
+                .destination_mac
+                .map(|byte| format!("{byte:02x}"))
+                .join(":");
             format!("{} via {mac}, mtu {}", hop.interface, hop.mtu)
         }
         NextHopState::Unresolved(why) => format!("unknown: {why}"),
@@ -253,7 +319,11 @@ fn next_hop(state: &NextHopState) -> String {
 
 /// One line about how a service's backends are probed.
 fn describe(health: &HealthSpec, service_port: u16) -> String {
-    let port = if health.port == 0 { service_port } else { health.port };
+    let port = if health.port == 0 {
+        service_port
+    } else {
+        health.port
+    };
     let what = match &health.kind {
         ProbeKind::None => return "none".to_owned(),
         ProbeKind::Tcp => "tcp connect".to_owned(),

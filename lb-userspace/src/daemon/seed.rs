@@ -20,7 +20,9 @@ pub fn obtain(node: &NodeSpec) -> Result<String> {
         Ok(seed) if !seed.trim().is_empty() => Ok(seed.trim().to_owned()),
         Ok(_) => make(&node.state, &path),
         Err(error) if error.kind() == ErrorKind::NotFound => make(&node.state, &path),
-        Err(error) => Err(error).with_context(|| format!("{}: the node's hash seed", path.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("{}: the node's hash seed", path.display()))
+        }
     }
 }
 
@@ -31,7 +33,12 @@ fn make(directory: &Path, path: &Path) -> Result<String> {
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(directory)?;
         let temporary = directory.join("hash_seed.new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         writeln!(file, "{seed}")?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -61,7 +68,10 @@ mod tests {
         let seed = obtain(&node).unwrap();
         assert_eq!(seed.len(), 32);
         assert_eq!(obtain(&node).unwrap(), seed);
-        let configured = NodeSpec { hash_seed: Some("fleet".into()), ..node };
+        let configured = NodeSpec {
+            hash_seed: Some("fleet".into()),
+            ..node
+        };
         assert_eq!(obtain(&configured).unwrap(), "fleet");
     }
 }

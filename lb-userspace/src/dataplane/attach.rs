@@ -34,8 +34,13 @@ pub struct Attachment {
 /// When it is not inside a mounted bpffs.
 pub fn prepare(directory: &Path) -> Result<()> {
     // The nearest ancestor that exists tells the file system.
-    let existing = directory.ancestors().find(|p| p.exists()).context("no such path")?;
-    let kind = statfs(existing).with_context(|| format!("{}", existing.display()))?.filesystem_type();
+    let existing = directory
+        .ancestors()
+        .find(|p| p.exists())
+        .context("no such path")?;
+    let kind = statfs(existing)
+        .with_context(|| format!("{}", existing.display()))?
+        .filesystem_type();
     ensure!(
         kind == BPF_FS_MAGIC,
         "{} is not inside a BPF file system: mount it (`mount -t bpf bpf /sys/fs/bpf`) or set node.pin to a place in one",
@@ -45,11 +50,22 @@ pub fn prepare(directory: &Path) -> Result<()> {
 }
 
 /// Attaches a loaded program to an interface, or puts it in the place of the one that a pinned link holds.
-pub fn attach(program: &mut Xdp, interface: &str, mode: XdpMode, directory: &Path, prefix: &str) -> Result<Attachment> {
+pub fn attach(
+    program: &mut Xdp,
+    interface: &str,
+    mode: XdpMode,
+    directory: &Path,
+    prefix: &str,
+) -> Result<Attachment> {
     let ifindex = if_nametoindex(interface).map_err(|_| {
         anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do; correct node.interfaces")
     })?;
-    let attachment = |got, note| Attachment { interface: interface.to_owned(), ifindex, got, note };
+    let attachment = |got, note| Attachment {
+        interface: interface.to_owned(),
+        ifindex,
+        got,
+        note,
+    };
     for got in [XdpMode::Native, XdpMode::Generic] {
         let pin = pin_path(directory, prefix, got, ifindex);
         if !pin.exists() {
@@ -58,14 +74,22 @@ pub fn attach(program: &mut Xdp, interface: &str, mode: XdpMode, directory: &Pat
         if mode == XdpMode::Auto || mode == got {
             match replace(program, &pin) {
                 Ok(()) => return Ok(attachment(got, None)),
-                Err(error) => tracing::warn!("{}: the pinned link is dead ({error:#}); attaching anew", pin.display()),
+                Err(error) => tracing::warn!(
+                    "{}: the pinned link is dead ({error:#}); attaching anew",
+                    pin.display()
+                ),
             }
         }
         fs::remove_file(&pin).with_context(|| format!("{}", pin.display()))?;
     }
     let mut refused = None;
     if mode != XdpMode::Generic {
-        match attach_new(program, interface, Flags::Driver, &pin_path(directory, prefix, XdpMode::Native, ifindex)) {
+        match attach_new(
+            program,
+            interface,
+            Flags::Driver,
+            &pin_path(directory, prefix, XdpMode::Native, ifindex),
+        ) {
             Ok(()) => return Ok(attachment(XdpMode::Native, None)),
             Err(error) if mode == XdpMode::Native => {
                 return Err(error.context(format!(
@@ -75,8 +99,13 @@ pub fn attach(program: &mut Xdp, interface: &str, mode: XdpMode, directory: &Pat
             Err(error) => refused = Some(format!("native XDP refused: {error:#}")),
         }
     }
-    attach_new(program, interface, Flags::Skb, &pin_path(directory, prefix, XdpMode::Generic, ifindex))
-        .with_context(|| format!("{interface}: generic XDP"))?;
+    attach_new(
+        program,
+        interface,
+        Flags::Skb,
+        &pin_path(directory, prefix, XdpMode::Generic, ifindex),
+    )
+    .with_context(|| format!("{interface}: generic XDP"))?;
     Ok(attachment(XdpMode::Generic, refused))
 }
 
@@ -130,7 +159,14 @@ fn pins(directory: &Path, prefix: &str) -> Result<Vec<(PathBuf, u32)>> {
         let ifindex = path
             .file_name()
             .and_then(|name| name.to_str())
-            .and_then(|name| name.strip_prefix(prefix)?.strip_prefix('-')?.rsplit_once('-')?.1.parse().ok());
+            .and_then(|name| {
+                name.strip_prefix(prefix)?
+                    .strip_prefix('-')?
+                    .rsplit_once('-')?
+                    .1
+                    .parse()
+                    .ok()
+            });
         if let Some(ifindex) = ifindex {
             pins.push((path, ifindex));
         }
@@ -158,8 +194,11 @@ fn attach_new(program: &mut Xdp, interface: &str, flags: Flags, pin: &Path) -> R
     let id = program.attach(interface, flags).map_err(explain)?;
     let link = program.take_link(id)?;
     // aya falls back to netlink where the kernel says EINVAL; that attachment could not be pinned, and would die with us.
-    let Ok(link) = FdLink::try_from(link) else { bail!("the kernel gives no link for XDP here (5.9 or newer is needed)") };
-    link.pin(pin).with_context(|| format!("pin {}", pin.display()))?;
+    let Ok(link) = FdLink::try_from(link) else {
+        bail!("the kernel gives no link for XDP here (5.9 or newer is needed)")
+    };
+    link.pin(pin)
+        .with_context(|| format!("pin {}", pin.display()))?;
     Ok(())
 }
 
@@ -173,7 +212,9 @@ fn explain(error: ProgramError) -> anyhow::Error {
             "another XDP program is attached there already: `ip link` shows its id, `ip link set dev IF xdp off` takes it off"
         ),
         Some(libc::EOPNOTSUPP) => anyhow!("the driver does not do it"),
-        Some(libc::EPERM) => anyhow!("not permitted: run as root, or with CAP_BPF and CAP_NET_ADMIN"),
+        Some(libc::EPERM) => {
+            anyhow!("not permitted: run as root, or with CAP_BPF and CAP_NET_ADMIN")
+        }
         _ => {
             let mut text = error.to_string();
             if let Some(source) = std::error::Error::source(&error) {

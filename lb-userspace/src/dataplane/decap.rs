@@ -25,19 +25,33 @@ const REFRESH: Duration = Duration::from_secs(5);
 pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut ebpf = EbpfLoader::new().load(objects::DECAP).context("the decapsulator could not be loaded (run as root)")?;
-    let mut allowed: HashMap<MapData, [u64; 2], u64> =
-        HashMap::try_from(ebpf.take_map(names::DECAP_ALLOWED).context("the object has no allow-list")?)?;
-    let counters: PerCpuArray<MapData, u64> =
-        PerCpuArray::try_from(ebpf.take_map(names::DECAP_COUNTERS).context("the object has no counters")?)?;
+    let mut ebpf = EbpfLoader::new()
+        .load(objects::DECAP)
+        .context("the decapsulator could not be loaded (run as root)")?;
+    let mut allowed: HashMap<MapData, [u64; 2], u64> = HashMap::try_from(
+        ebpf.take_map(names::DECAP_ALLOWED)
+            .context("the object has no allow-list")?,
+    )?;
+    let counters: PerCpuArray<MapData, u64> = PerCpuArray::try_from(
+        ebpf.take_map(names::DECAP_COUNTERS)
+            .context("the object has no counters")?,
+    )?;
 
     let current = wanted(interface, &allow).await?;
     set(&mut allowed, &[], &current)?;
 
-    let program: &mut Xdp = ebpf.program_mut(names::DECAP).context("the object has no program")?.try_into()?;
-    program.load().context("the kernel refuses the decapsulator")?;
+    let program: &mut Xdp = ebpf
+        .program_mut(names::DECAP)
+        .context("the object has no program")?
+        .try_into()?;
+    program
+        .load()
+        .context("the kernel refuses the decapsulator")?;
     let got = attach(program, interface, mode)?;
-    println!("decapsulating on {interface} ({got}) for {}", list(&current));
+    println!(
+        "decapsulating on {interface} ({got}) for {}",
+        list(&current)
+    );
 
     let mut current = current;
     let mut refresh = tokio::time::interval(REFRESH);
@@ -70,15 +84,22 @@ async fn wanted(interface: &str, allow: &[IpAddr]) -> Result<Vec<IpAddr>> {
     if !allow.is_empty() {
         return Ok(allow.to_vec());
     }
-    let mut addresses = crate::netlink::interface_addresses(interface).await?;
+    let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| {
+        anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do")
+    })?;
+    let mut addresses = crate::netlink::interface_addresses(ifindex).await?;
     addresses.sort();
-    anyhow::ensure!(!addresses.is_empty(), "{interface} has no address: give it one, or name outer destinations with --allow");
+    anyhow::ensure!(
+        !addresses.is_empty(),
+        "{interface} has no address: give it one, or name outer destinations with --allow"
+    );
     Ok(addresses)
 }
 
 fn set(map: &mut HashMap<MapData, [u64; 2], u64>, old: &[IpAddr], new: &[IpAddr]) -> Result<()> {
     for address in new {
-        map.insert(Address::from(*address).words, 1, 0).context("the allow-list is full (256 addresses)")?;
+        map.insert(Address::from(*address).words, 1, 0)
+            .context("the allow-list is full (256 addresses)")?;
     }
     for address in old.iter().filter(|address| !new.contains(address)) {
         map.remove(&Address::from(*address).words)?;
@@ -94,16 +115,22 @@ fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<XdpMode> 
     match native {
         Some(Ok(_)) => return Ok(XdpMode::Native),
         Some(Err(error)) if mode == XdpMode::Native => {
-            return Err(anyhow!(error)).with_context(|| format!("{interface}: native XDP is refused; try --xdp-mode generic"));
+            return Err(anyhow!(error)).with_context(|| {
+                format!("{interface}: native XDP is refused; try --xdp-mode generic")
+            });
         }
         Some(Err(_)) | None => {}
     }
-    program
-        .attach(interface, Flags::Skb)
-        .with_context(|| format!("{interface}: XDP is refused (is another XDP program attached? `ip link` shows it)"))?;
+    program.attach(interface, Flags::Skb).with_context(|| {
+        format!("{interface}: XDP is refused (is another XDP program attached? `ip link` shows it)")
+    })?;
     Ok(XdpMode::Generic)
 }
 
 fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+    addresses
+        .iter()
+        .map(IpAddr::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::xdp::DevMapHash;
 use aya::programs::Xdp;
@@ -42,7 +41,9 @@ pub struct KernelDataPlane {
 impl KernelDataPlane {
     /// Loads the object with maps of this capacity. Nothing is attached yet.
     pub fn load(hash_seed: &str, capacity: &Capacity) -> Result<Self> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("number of CPUs from {what}: {error}"))? as u32;
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(what, error)| anyhow!("number of CPUs from {what}: {error}"))?
+            as u32;
         let node = Node {
             hash_keys: lb_common::hash::keys_from_seed(hash_seed),
             service_mask: service_buckets(capacity) - 1,
@@ -58,12 +59,16 @@ impl KernelDataPlane {
             .override_global(names::NODE, &node.words(), true)
             .load(objects::BALANCER)
             .map_err(explain_load)?;
-        let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let mut take = |name: &str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the object has no map {name}"))
+        };
         let services = Mapped::new(take(names::SERVICES)?, names::SERVICES)?;
         let slots = Mapped::new(take(names::SLOTS)?, names::SLOTS)?;
         let backends = Mapped::new(take(names::BACKENDS)?, names::BACKENDS)?;
         let control = Mapped::new(take(names::CONTROL)?, names::CONTROL)?;
-        let backend_counters = Mapped::new(take(names::BACKEND_COUNTERS)?, names::BACKEND_COUNTERS)?;
+        let backend_counters =
+            Mapped::new(take(names::BACKEND_COUNTERS)?, names::BACKEND_COUNTERS)?;
         let reason_counters = Mapped::new(take(names::REASON_COUNTERS)?, names::REASON_COUNTERS)?;
         let egress = DevMapHash::try_from(take(names::EGRESS)?)?;
         let mut plane = Self {
@@ -88,13 +93,19 @@ impl KernelDataPlane {
 
     /// The XDP program, to attach or to run on test packets.
     pub fn program(&mut self) -> &mut Xdp {
-        let program = self.ebpf.program_mut(names::BALANCER).expect("the object is ours and has this program");
+        let program = self
+            .ebpf
+            .program_mut(names::BALANCER)
+            .expect("the object is ours and has this program");
         program.try_into().expect("and it is an XDP program")
     }
 
     /// Instructions the verifier processed to accept the program.
     pub fn verified_instructions(&mut self) -> Result<u32> {
-        self.program().info()?.verified_instruction_count().context("this kernel does not say (before 5.16)")
+        self.program()
+            .info()?
+            .verified_instruction_count()
+            .context("this kernel does not say (before 5.16)")
     }
 
     fn grace(&mut self) -> Result<()> {
@@ -104,7 +115,10 @@ impl KernelDataPlane {
     }
 
     fn write_backend(&mut self, id: u32, service: u32, route: &Route) -> Result<()> {
-        ensure!(id != 0 && id < self.node.backend_capacity, "backend id {id} is out of range");
+        ensure!(
+            id != 0 && id < self.node.backend_capacity,
+            "backend id {id} is out of range"
+        );
         // A packet may still be copying the route that the last flip put out of force.
         if self.routes_flipped[id as usize] == Some(self.epoch) {
             self.grace()?;
@@ -112,7 +126,8 @@ impl KernelDataPlane {
         let head = self.backends.load(id, 0);
         let spare = 1 - (head & 1) as usize;
         for (i, word) in route.words().into_iter().enumerate() {
-            self.backends.store(id, Backend::route_word(spare) + i, word);
+            self.backends
+                .store(id, Backend::route_word(spare) + i, word);
         }
         self.backends.store(id, 0, Backend::head(service, spare));
         self.routes_flipped[id as usize] = Some(self.epoch);
@@ -127,8 +142,12 @@ impl KernelDataPlane {
         let half = 1 - current.half();
         let buckets = self.node.service_mask + 1;
         let mut table = vec![ServiceBucket::default(); buckets as usize];
-        let directory = place(entries, half, &self.node, &mut table)
-            .with_context(|| format!("{} entries do not fit the service table: raise capacity.services", entries.len()))?;
+        let directory = place(entries, half, &self.node, &mut table).with_context(|| {
+            format!(
+                "{} entries do not fit the service table: raise capacity.services",
+                entries.len()
+            )
+        })?;
         for (i, bucket) in (half * buckets..).zip(&table) {
             for (word, value) in bucket.words().into_iter().enumerate() {
                 // Most of the table is empty and stays so.
@@ -158,10 +177,15 @@ impl DataPlane for KernelDataPlane {
     fn apply(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::AllowEgress { ifindex } => self.allow_egress(*ifindex),
-            Operation::WriteBackend { id, service, route } => self.write_backend(*id, *service, route),
+            Operation::WriteBackend { id, service, route } => {
+                self.write_backend(*id, *service, route)
+            }
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
-                    ensure!(*index < self.slots.entries(), "slot {index} is out of range");
+                    ensure!(
+                        *index < self.slots.entries(),
+                        "slot {index} is out of range"
+                    );
                     self.slots.store(*index, 0, word.0);
                 }
                 Ok(())
@@ -172,7 +196,8 @@ impl DataPlane for KernelDataPlane {
                 self.write_backend(*id, 0, &Route::NONE)?;
                 for cpu in 0..self.cpus {
                     for word in 0..size_of::<BackendCounters>() / 8 {
-                        self.backend_counters.store(cpu * self.node.backend_capacity + id, word, 0);
+                        self.backend_counters
+                            .store(cpu * self.node.backend_capacity + id, word, 0);
                     }
                 }
                 Ok(())
@@ -192,7 +217,9 @@ impl DataPlane for KernelDataPlane {
     }
 
     fn reason_counter(&self, reason: Reason) -> u64 {
-        (0..self.cpus).map(|cpu| self.reason_counters.load(cpu * REASONS + reason as u32, 0)).sum()
+        (0..self.cpus)
+            .map(|cpu| self.reason_counters.load(cpu * REASONS + reason as u32, 0))
+            .sum()
     }
 }
 
@@ -209,8 +236,12 @@ fn explain_load(error: aya::EbpfError) -> anyhow::Error {
         let _ = write!(text, ": {cause}");
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
             match io.raw_os_error() {
-                Some(libc::EPERM) => text.push_str(" (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
-                Some(libc::ENOMEM | libc::E2BIG) => text.push_str(" (lower the sizes in [capacity])"),
+                Some(libc::EPERM) => {
+                    text.push_str(" (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)")
+                }
+                Some(libc::ENOMEM | libc::E2BIG) => {
+                    text.push_str(" (lower the sizes in [capacity])")
+                }
                 _ => {}
             }
         }
@@ -221,11 +252,17 @@ fn explain_load(error: aya::EbpfError) -> anyhow::Error {
 
 fn explain_verifier(error: aya::programs::ProgramError) -> anyhow::Error {
     match error {
-        aya::programs::ProgramError::LoadError { io_error, verifier_log } => {
+        aya::programs::ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             let tail: Vec<_> = log.lines().rev().take(25).collect();
             let tail: Vec<_> = tail.into_iter().rev().collect();
-            anyhow!("the kernel refuses the XDP program: {io_error}\nthe verifier's last words:\n{}", tail.join("\n"))
+            anyhow!(
+                "the kernel refuses the XDP program: {io_error}\nthe verifier's last words:\n{}",
+                tail.join("\n")
+            )
         }
         other => anyhow!("the XDP program could not be loaded: {other}"),
     }
@@ -233,6 +270,9 @@ fn explain_verifier(error: aya::programs::ProgramError) -> anyhow::Error {
 
 impl std::fmt::Debug for KernelDataPlane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KernelDataPlane").field("node", &self.node).field("cpus", &self.cpus).finish_non_exhaustive()
+        f.debug_struct("KernelDataPlane")
+            .field("node", &self.node)
+            .field("cpus", &self.cpus)
+            .finish_non_exhaustive()
     }
 }

@@ -34,9 +34,18 @@ impl<T> Mapped<T> {
 
     /// Maps the memory of an array made with BPF_F_MMAPABLE.
     pub fn new(map: Map, name: &str) -> Result<Self> {
-        const { assert!(size_of::<T>().is_multiple_of(8), "the kernel pads values to eight bytes") };
-        let Map::Array(map) = map else { anyhow::bail!("map {name} is not an array") };
-        let info = map.info().with_context(|| format!("map {name}: its properties"))?;
+        const {
+            assert!(
+                size_of::<T>().is_multiple_of(8),
+                "the kernel pads values to eight bytes"
+            )
+        };
+        let Map::Array(map) = map else {
+            anyhow::bail!("map {name} is not an array")
+        };
+        let info = map
+            .info()
+            .with_context(|| format!("map {name}: its properties"))?;
         ensure!(
             info.value_size() as usize == size_of::<T>(),
             "map {name} has values of {} bytes, this program expects {}",
@@ -44,13 +53,27 @@ impl<T> Mapped<T> {
             size_of::<T>()
         );
         let entries = info.max_entries();
-        let length = NonZeroUsize::new(entries as usize * size_of::<T>()).with_context(|| format!("map {name} is empty"))?;
+        let length = NonZeroUsize::new(entries as usize * size_of::<T>())
+            .with_context(|| format!("map {name} is empty"))?;
         // SAFETY: a fresh shared mapping, its address chosen by the kernel.
         let memory = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, map.fd(), 0)
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                map.fd(),
+                0,
+            )
         }
         .with_context(|| format!("map {name}: mmap of {length} bytes"))?;
-        Ok(Self { memory: memory.cast(), length, entries, _map: map, _values: PhantomData })
+        Ok(Self {
+            memory: memory.cast(),
+            length,
+            entries,
+            _map: map,
+            _values: PhantomData,
+        })
     }
 
     pub const fn entries(&self) -> u32 {
@@ -58,9 +81,17 @@ impl<T> Mapped<T> {
     }
 
     fn word(&self, index: u32, word: usize) -> &AtomicU64 {
-        assert!(index < self.entries && word < Self::WORDS, "index {index}, word {word} of {} entries", self.entries);
+        assert!(
+            index < self.entries && word < Self::WORDS,
+            "index {index}, word {word} of {} entries",
+            self.entries
+        );
         // SAFETY: inside the mapping (just checked), aligned (mappings are page-aligned), valid while `self` lives.
-        unsafe { self.memory.add(index as usize * Self::WORDS + word).as_ref() }
+        unsafe {
+            self.memory
+                .add(index as usize * Self::WORDS + word)
+                .as_ref()
+        }
     }
 
     /// One 8-byte load.

@@ -27,7 +27,9 @@ impl DataPlane for MemoryDataPlane {
                     self.tables.slots[*index as usize] = *word;
                 }
             }
-            Operation::SetServices { entries } => ensure!(self.tables.set_services(entries), "service table full"),
+            Operation::SetServices { entries } => {
+                ensure!(self.tables.set_services(entries), "service table full")
+            }
             Operation::ClearBackend { id } => {
                 self.tables.backends[*id as usize] = Backend::default();
                 self.tables.counters.get_mut()[*id as usize] = BackendCounters::default();

@@ -5,7 +5,11 @@ use std::time::Duration;
 use super::ProbeTarget;
 
 /// Upper bounds of the duration histogram, in seconds; a last, unbounded bucket is implied.
-pub const DURATION_BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+///
+/// A probe on the same link takes well under a millisecond; the usual timeout is 1 s.
+pub const DURATION_BUCKETS: [f64; 12] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
+];
 
 /// What has been counted of one target since it is watched.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +29,7 @@ pub struct ProbeStatistics {
 }
 
 impl ProbeStatistics {
-    pub(super) fn new(target: ProbeTarget) -> Self {
+    pub(crate) fn new(target: ProbeTarget) -> Self {
         Self {
             target,
             successes: 0,
@@ -38,7 +42,7 @@ impl ProbeStatistics {
     }
 
     /// Counts one probe that reached a result.
-    pub(super) fn count(&mut self, success: bool, duration: Duration) {
+    pub(crate) fn count(&mut self, success: bool, duration: Duration) {
         if success {
             self.successes += 1;
         } else {

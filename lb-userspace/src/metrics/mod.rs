@@ -8,13 +8,14 @@ mod serve;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::health::{DURATION_BUCKETS, ProbeStatistics};
 
 pub use serve::{Source, serve};
 
@@ -58,7 +59,7 @@ pub struct ReasonSample {
 pub struct ProbeSample {
     pub service: String,
     pub backend: IpAddr,
-    pub stats: ProbeStats,
+    pub stats: ProbeStatistics,
 }
 
 /// Which lookup table a service has; equal digests on two balancers mean equal tables.
@@ -78,52 +79,14 @@ pub struct SlotSample {
     pub slots: u64,
 }
 
-/// How probes went and how long they took.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ProbeStats {
-    pub successes: u64,
-    pub failures: u64,
-    /// Probes by duration: `counts[i]` took at most `BOUNDS[i]` seconds and more than the bound before;
-    /// what took longer than the last bound is in none.
-    pub counts: [u64; Self::BOUNDS.len()],
-    /// Seconds, all probes together.
-    pub sum: f64,
-}
-
-impl ProbeStats {
-    /// Upper bounds in seconds: a probe on the same link takes well under a millisecond, the usual timeout is 1 s.
-    pub const BOUNDS: [f64; 12] = [
-        0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
-    ];
-
-    /// Counts one probe.
-    pub fn observe(&mut self, success: bool, took: Duration) {
-        if success {
-            self.successes += 1;
-        } else {
-            self.failures += 1;
-        }
-        let seconds = took.as_secs_f64();
-        self.sum += seconds;
-        let bucket = Self::BOUNDS.iter().position(|&bound| seconds <= bound);
-        if let Some(count) = bucket.and_then(|bucket| self.counts.get_mut(bucket)) {
-            *count += 1;
-        }
-    }
-
-    fn total(&self) -> u64 {
-        self.successes + self.failures
-    }
-
-    /// The buckets as the encoder takes them: not cumulative, the last one without bound.
-    fn buckets(&self) -> Vec<(f64, u64)> {
-        let within: u64 = self.counts.iter().sum();
-        Self::BOUNDS
-            .into_iter()
-            .zip(self.counts)
-            .chain([(f64::INFINITY, self.total().saturating_sub(within))])
-            .collect()
-    }
+/// A probe's duration histogram as the encoder takes it: not cumulative, the last bucket without bound.
+fn duration_buckets(stats: &ProbeStatistics) -> Vec<(f64, u64)> {
+    let within: u64 = stats.buckets.iter().sum();
+    DURATION_BUCKETS
+        .into_iter()
+        .zip(stats.buckets)
+        .chain([(f64::INFINITY, stats.count_total().saturating_sub(within))])
+        .collect()
 }
 
 /// The snapshot in the OpenMetrics text format, which [`OPENMETRICS`] is the content type of.
@@ -331,9 +294,9 @@ fn probes(out: &mut DescriptorEncoder, samples: &[ProbeSample]) -> fmt::Result {
         family
             .encode_family(&labels)?
             .encode_histogram::<NoLabelSet>(
-                sample.stats.sum,
-                sample.stats.total(),
-                &sample.stats.buckets(),
+                sample.stats.sum.as_secs_f64(),
+                sample.stats.count_total(),
+                &duration_buckets(&sample.stats),
                 None,
             )?;
     }

@@ -1,17 +1,27 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::health::ProbeTarget;
+use crate::model::ProbeKind;
 
 fn snapshot() -> Snapshot {
-    let mut stats = ProbeStats::default();
-    stats.observe(true, Duration::from_micros(400));
-    stats.observe(true, Duration::from_millis(1));
-    stats.observe(false, Duration::from_secs(9));
+    let mut stats = ProbeStatistics::new(ProbeTarget {
+        address: ([10, 0, 0, 11], 80).into(),
+        kind: ProbeKind::Tcp,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(10),
+        rise: 2,
+        fall: 3,
+    });
+    stats.count(true, Duration::from_micros(400));
+    stats.count(true, Duration::from_millis(1));
+    stats.count(false, Duration::from_secs(9));
     Snapshot {
         version: "0.1.0".to_owned(),
         backends: vec![

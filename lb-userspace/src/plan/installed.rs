@@ -48,13 +48,20 @@ impl InstalledService {
 
     /// The backend id that slot `i` names; 0: none.
     pub fn backend_of_slot(&self, i: u32) -> u32 {
-        let member = self.table.get(i as usize).and_then(|&m| self.members.get(m as usize));
-        member.and_then(|m| self.backends.get(&m.identity)).map_or(0, |backend| backend.id)
+        let member = self
+            .table
+            .get(i as usize)
+            .and_then(|&m| self.members.get(m as usize));
+        member
+            .and_then(|m| self.backends.get(&m.identity))
+            .map_or(0, |backend| backend.id)
     }
 
     /// Slots that name this backend.
     pub fn slots_of(&self, address: IpAddr) -> u32 {
-        let Some(member) = self.members.iter().position(|m| m.identity == address) else { return 0 };
+        let Some(member) = self.members.iter().position(|m| m.identity == address) else {
+            return 0;
+        };
         self.table.iter().filter(|&&m| m as usize == member).count() as u32
     }
 
@@ -95,7 +102,10 @@ impl Installed {
     }
 
     pub fn slots_used(&self) -> u64 {
-        self.services.values().map(|service| u64::from(service.size)).sum()
+        self.services
+            .values()
+            .map(|service| u64::from(service.size))
+            .sum()
     }
 
     pub(super) fn take_number(&mut self) -> u32 {
@@ -108,10 +118,17 @@ impl Installed {
         let limit = self.capacity.backends;
         if self.used_ids.len() >= limit as usize {
             let what = format!("one more backend (of service {key})");
-            return Err(PlanError::Capacity { what, key: "backends", limit });
+            return Err(PlanError::Capacity {
+                what,
+                key: "backends",
+                limit,
+            });
         }
         let candidates = (self.next_id..=limit).chain(1..self.next_id);
-        let id = candidates.into_iter().find(|id| !self.used_ids.contains(id)).expect("fewer used than there are");
+        let id = candidates
+            .into_iter()
+            .find(|id| !self.used_ids.contains(id))
+            .expect("fewer used than there are");
         self.used_ids.insert(id);
         self.next_id = if id == limit { 1 } else { id + 1 };
         Ok(id)
@@ -122,9 +139,18 @@ impl Installed {
     }
 
     /// First gap of `size` slots that neither `self` nor `before` uses.
-    pub(super) fn take_slots(&self, before: &Self, size: u32, key: &ServiceKey) -> Result<u32, PlanError> {
-        let mut taken: Vec<_> =
-            before.services.values().chain(self.services.values()).map(|s| (s.first_slot, s.size)).collect();
+    pub(super) fn take_slots(
+        &self,
+        before: &Self,
+        size: u32,
+        key: &ServiceKey,
+    ) -> Result<u32, PlanError> {
+        let mut taken: Vec<_> = before
+            .services
+            .values()
+            .chain(self.services.values())
+            .map(|s| (s.first_slot, s.size))
+            .collect();
         taken.sort_unstable();
         let mut start = 0;
         for (first, length) in taken {
@@ -136,15 +162,24 @@ impl Installed {
         let limit = self.capacity.slots;
         if u64::from(start) + u64::from(size) > u64::from(limit) {
             let what = format!("the lookup table of {key} ({size} slots in one piece)");
-            return Err(PlanError::Capacity { what, key: "slots", limit });
+            return Err(PlanError::Capacity {
+                what,
+                key: "slots",
+                limit,
+            });
         }
         Ok(start)
     }
 
     /// Interfaces that routes lead through.
     pub(super) fn interfaces(&self) -> BTreeSet<u32> {
-        let backends = self.services.values().flat_map(|service| service.backends.values());
-        backends.filter_map(|backend| backend.route.map(|route| route.ifindex)).collect()
+        let backends = self
+            .services
+            .values()
+            .flat_map(|service| service.backends.values());
+        backends
+            .filter_map(|backend| backend.route.map(|route| route.ifindex))
+            .collect()
     }
 
     /// The service table's entries: one for each service, and a note for each VIP.
@@ -154,7 +189,11 @@ impl Installed {
         for (key, service) in &self.services {
             let protocol = key.protocol.number();
             *vips.entry(key.vip).or_default() |= vip_bit(protocol);
-            let tuple = ServiceTuple { address: Address::from(key.vip), port: key.port.to_be(), protocol };
+            let tuple = ServiceTuple {
+                address: Address::from(key.vip),
+                port: key.port.to_be(),
+                protocol,
+            };
             let data = Service {
                 number: service.number,
                 client_affinity: service.affinity == Affinity::ClientIp,
@@ -163,7 +202,10 @@ impl Installed {
             };
             entries.push(ServiceEntry::service(&tuple, data));
         }
-        entries.extend(vips.into_iter().map(|(vip, protocols)| ServiceEntry::vip(Address::from(vip), protocols)));
+        entries.extend(
+            vips.into_iter()
+                .map(|(vip, protocols)| ServiceEntry::vip(Address::from(vip), protocols)),
+        );
         entries
     }
 }

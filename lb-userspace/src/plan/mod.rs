@@ -55,7 +55,11 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     #[error("{what} needs more than capacity.{key} = {limit}: raise it in sluice.toml and restart")]
-    Capacity { what: String, key: &'static str, limit: u32 },
+    Capacity {
+        what: String,
+        key: &'static str,
+        limit: u32,
+    },
 }
 
 impl Installed {
@@ -97,12 +101,17 @@ impl Planner<'_> {
             .before
             .services
             .keys()
-            .filter(|key| desired.binary_search_by_key(*key, |service| service.key).is_err())
+            .filter(|key| {
+                desired
+                    .binary_search_by_key(*key, |service| service.key)
+                    .is_err()
+            })
             .copied()
             .collect();
         for key in gone {
             if let Some(service) = self.after.services.remove(&key) {
-                self.freed.extend(service.backends.values().map(|backend| backend.id));
+                self.freed
+                    .extend(service.backends.values().map(|backend| backend.id));
             }
         }
     }
@@ -140,9 +149,17 @@ impl Planner<'_> {
     }
 
     /// Gives ids to new backends, takes them from removed ones, and writes routes that changed.
-    fn backends(&mut self, desired: &DesiredService, service: &mut InstalledService) -> Result<(), PlanError> {
-        let gone: Vec<_> =
-            service.backends.keys().filter(|a| desired.backends.iter().all(|b| b.address != **a)).copied().collect();
+    fn backends(
+        &mut self,
+        desired: &DesiredService,
+        service: &mut InstalledService,
+    ) -> Result<(), PlanError> {
+        let gone: Vec<_> = service
+            .backends
+            .keys()
+            .filter(|a| desired.backends.iter().all(|b| b.address != **a))
+            .copied()
+            .collect();
         for address in gone {
             if let Some(backend) = service.backends.remove(&address) {
                 self.freed.push(backend.id);
@@ -151,11 +168,18 @@ impl Planner<'_> {
         for backend in &desired.backends {
             let installed = match service.backends.get(&backend.address) {
                 Some(installed) => *installed,
-                None => InstalledBackend { id: self.after.take_id(&desired.key)?, route: None },
+                None => InstalledBackend {
+                    id: self.after.take_id(&desired.key)?,
+                    route: None,
+                },
             };
             let new = !service.backends.contains_key(&backend.address);
             let changed = backend.route.is_some() && backend.route != installed.route;
-            let route = if changed { backend.route } else { installed.route };
+            let route = if changed {
+                backend.route
+            } else {
+                installed.route
+            };
             if new || changed || self.full {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
@@ -163,18 +187,33 @@ impl Planner<'_> {
                     route: route.unwrap_or(Route::NONE),
                 });
             }
-            service.backends.insert(backend.address, InstalledBackend { id: installed.id, route });
+            service.backends.insert(
+                backend.address,
+                InstalledBackend {
+                    id: installed.id,
+                    route,
+                },
+            );
         }
         Ok(())
     }
 
     /// The slots that differ from what stands there.
-    fn write_slots(&mut self, old: Option<&InstalledService>, new: &InstalledService, fresh_range: bool) {
+    fn write_slots(
+        &mut self,
+        old: Option<&InstalledService>,
+        new: &InstalledService,
+        fresh_range: bool,
+    ) {
         let unchanged = old.filter(|_| !fresh_range && !self.full);
         if let Some(old) = unchanged
             && old.table == new.table
             && old.members == new.members
-            && old.backends.iter().map(|(a, b)| (a, b.id)).eq(new.backends.iter().map(|(a, b)| (a, b.id)))
+            && old
+                .backends
+                .iter()
+                .map(|(a, b)| (a, b.id))
+                .eq(new.backends.iter().map(|(a, b)| (a, b.id)))
         {
             return;
         }
@@ -201,14 +240,21 @@ impl Planner<'_> {
         let limit = self.after.capacity.services;
         if self.after.services.len() > limit as usize {
             let what = format!("{} services", self.after.services.len());
-            return Err(PlanError::Capacity { what, key: "services", limit });
+            return Err(PlanError::Capacity {
+                what,
+                key: "services",
+                limit,
+            });
         }
         if self.full || entries != self.before.entries() {
             operations.push(Operation::SetServices { entries });
         }
         // Also when only slots moved out of a range: it may be given away by the next plan.
         let ranges_freed = self.before.services.iter().any(|(key, old)| {
-            self.after.services.get(key).is_none_or(|new| new.first_slot != old.first_slot)
+            self.after
+                .services
+                .get(key)
+                .is_none_or(|new| new.first_slot != old.first_slot)
         });
         if !self.freed.is_empty() || ranges_freed {
             operations.push(Operation::Grace);
@@ -217,7 +263,12 @@ impl Planner<'_> {
             operations.push(Operation::ClearBackend { id });
             self.after.release_id(id);
         }
-        Ok(Plan { operations, moves: self.moves, tables_changed: self.tables_changed, after: self.after })
+        Ok(Plan {
+            operations,
+            moves: self.moves,
+            tables_changed: self.tables_changed,
+            after: self.after,
+        })
     }
 }
 
@@ -231,13 +282,25 @@ fn table_size(desired: &DesiredService, old: Option<&InstalledService>) -> u32 {
 
 /// Who shares the table.
 fn members(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<Member> {
-    let member = |backend: &DesiredBackend| Member { identity: backend.address, weight: backend.weight };
-    let mut members: Vec<_> = desired.backends.iter().filter(|b| b.eligible).map(member).collect();
+    let member = |backend: &DesiredBackend| Member {
+        identity: backend.address,
+        weight: backend.weight,
+    };
+    let mut members: Vec<_> = desired
+        .backends
+        .iter()
+        .filter(|b| b.eligible)
+        .map(member)
+        .collect();
     if members.is_empty() && desired.on_empty == OnEmpty::Keep {
         // The last table stays, less those that were removed or disabled.
         let present: BTreeMap<_, _> = desired.backends.iter().map(|b| (b.address, b)).collect();
         let last = old.map_or(&[][..], |old| &old.members);
-        members = last.iter().filter(|m| present.get(&m.identity).is_some_and(|b| b.may_keep)).cloned().collect();
+        members = last
+            .iter()
+            .filter(|m| present.get(&m.identity).is_some_and(|b| b.may_keep))
+            .cloned()
+            .collect();
     }
     members.sort_by_key(|member| member.identity);
     members

@@ -20,7 +20,12 @@ pub fn eligibility(
     match backend.admin.admin {
         Admin::Active => {}
         admin => {
-            let reason = backend.admin.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+            let reason = backend
+                .admin
+                .reason
+                .as_ref()
+                .map(|r| format!(": {r}"))
+                .unwrap_or_default();
             return Err(format!("{admin}{reason}"));
         }
     }
@@ -28,9 +33,19 @@ pub fn eligibility(
         return Err("weight is 0".to_owned());
     }
     match observed {
-        Some(Observed { health: Health::Up, .. }) => {}
-        Some(Observed { health: Health::Down, reason, .. }) => return Err(format!("probes fail: {reason}")),
-        Some(Observed { health: Health::Unknown, .. }) | None => return Err("not probed yet".to_owned()),
+        Some(Observed {
+            health: Health::Up, ..
+        }) => {}
+        Some(Observed {
+            health: Health::Down,
+            reason,
+            ..
+        }) => return Err(format!("probes fail: {reason}")),
+        Some(Observed {
+            health: Health::Unknown,
+            ..
+        })
+        | None => return Err("not probed yet".to_owned()),
     }
     route(node, service, backend.address, next_hop).map(|_| ())
 }
@@ -50,19 +65,29 @@ pub fn route(
     let way = way(hop);
     let v6 = service.key.vip.is_ipv6();
     match service.forward {
-        Forward::L2 if !hop.on_link => {
-            Err(format!("forward = \"l2\" needs the backend on a link of this node, but it is behind a gateway on {}", hop.interface))
-        }
+        Forward::L2 if !hop.on_link => Err(format!(
+            "forward = \"l2\" needs the backend on a link of this node, but it is behind a gateway on {}",
+            hop.interface
+        )),
         Forward::L2 => Ok(Route::l2(&way, v6)),
         Forward::Ipip => {
-            let configured = node.source.iter().find(|source| source.is_ipv4() == address.is_ipv4());
+            let configured = node
+                .source
+                .iter()
+                .find(|source| source.is_ipv4() == address.is_ipv4());
             let source = configured.copied().unwrap_or(hop.source);
-            Route::ipip(&way, v6, source, address)
-                .ok_or_else(|| format!("no source address of the family of {address}: set node.source"))
+            Route::ipip(&way, v6, source, address).ok_or_else(|| {
+                format!("no source address of the family of {address}: set node.source")
+            })
         }
     }
 }
 
 const fn way(hop: &NextHop) -> Way {
-    Way { ifindex: hop.ifindex, mtu: hop.mtu, source_mac: hop.source_mac, destination_mac: hop.destination_mac }
+    Way {
+        ifindex: hop.ifindex,
+        mtu: hop.mtu,
+        source_mac: hop.source_mac,
+        destination_mac: hop.destination_mac,
+    }
 }

@@ -52,8 +52,10 @@ impl State {
             health: HashMap::new(),
             next_hops: HashMap::new(),
         };
-        state.effective =
-            state.overlay.merge(&state.file).expect("without run-time changes nothing conflicts with a checked file");
+        state.effective = state
+            .overlay
+            .merge(&state.file)
+            .expect("without run-time changes nothing conflicts with a checked file");
         state
     }
 
@@ -62,7 +64,9 @@ impl State {
     }
 
     pub fn service(&self, name: &str) -> Option<&Effective> {
-        self.effective.iter().find(|service| service.spec.name == name)
+        self.effective
+            .iter()
+            .find(|service| service.spec.name == name)
     }
 
     /// Puts another file in the place of the old one; run-time changes, health and next hops stay.
@@ -93,16 +97,22 @@ impl State {
         let known: HashSet<BackendRef> = self.backends().collect();
         self.health.retain(|backend, _| known.contains(backend));
         let addresses = self.addresses();
-        self.next_hops.retain(|address, _| addresses.contains(address));
+        self.next_hops
+            .retain(|address, _| addresses.contains(address));
     }
 
     fn backends(&self) -> impl Iterator<Item = BackendRef> + '_ {
-        self.effective.iter().flat_map(|s| s.backends.iter().map(|b| (s.spec.name.clone(), b.address)))
+        self.effective
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| (s.spec.name.clone(), b.address)))
     }
 
     /// Addresses whose next hops are needed.
     pub fn addresses(&self) -> HashSet<IpAddr> {
-        self.effective.iter().flat_map(|s| s.backends.iter().map(|b| b.address)).collect()
+        self.effective
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| b.address))
+            .collect()
     }
 
     /// What to probe, and for which backends the result counts.
@@ -111,7 +121,10 @@ impl State {
         for service in &self.effective {
             for backend in &service.backends {
                 let target = probe_target(service.spec.key, &service.spec.health, backend.address);
-                targets.entry(target).or_default().push((service.spec.name.clone(), backend.address));
+                targets
+                    .entry(target)
+                    .or_default()
+                    .push((service.spec.name.clone(), backend.address));
             }
         }
         targets
@@ -136,7 +149,14 @@ impl State {
                     now
                 }
             };
-            self.health.insert(backend.clone(), Observed { health, reason: reason.to_owned(), since });
+            self.health.insert(
+                backend.clone(),
+                Observed {
+                    health,
+                    reason: reason.to_owned(),
+                    since,
+                },
+            );
         }
         flipped
     }
@@ -162,7 +182,8 @@ impl State {
     pub fn unknown(&self) -> Vec<BackendRef> {
         self.backends()
             .filter(|(service, address)| {
-                self.observed(service, *address).is_none_or(|o| o.health == Health::Unknown)
+                self.observed(service, *address)
+                    .is_none_or(|o| o.health == Health::Unknown)
                     || self.next_hop(*address).is_none()
             })
             .collect()
@@ -170,7 +191,11 @@ impl State {
 
     /// What the data plane should hold, sorted by service key.
     pub fn desired(&self) -> Vec<DesiredService> {
-        let mut desired: Vec<_> = self.effective.iter().map(|service| self.desired_service(service)).collect();
+        let mut desired: Vec<_> = self
+            .effective
+            .iter()
+            .map(|service| self.desired_service(service))
+            .collect();
         desired.sort_by_key(|service| service.key);
         desired
     }
@@ -199,8 +224,16 @@ impl State {
 }
 
 /// What to probe for a backend. Port 0 in the spec: the service's own.
-fn probe_target(key: ServiceKey, health: &crate::model::HealthSpec, address: IpAddr) -> ProbeTarget {
-    let port = if health.port == 0 { key.port } else { health.port };
+fn probe_target(
+    key: ServiceKey,
+    health: &crate::model::HealthSpec,
+    address: IpAddr,
+) -> ProbeTarget {
+    let port = if health.port == 0 {
+        key.port
+    } else {
+        health.port
+    };
     ProbeTarget {
         address: SocketAddr::new(address, port),
         kind: health.kind.clone(),

@@ -50,7 +50,9 @@ pub struct Effective {
 
 impl Effective {
     pub fn backend(&self, address: IpAddr) -> Option<&EffectiveBackend> {
-        self.backends.iter().find(|backend| backend.address == address)
+        self.backends
+            .iter()
+            .find(|backend| backend.address == address)
     }
 }
 
@@ -69,7 +71,9 @@ pub enum ChangeError {
 enum Presence {
     /// As the file says.
     Declared,
-    Added { weight: u32 },
+    Added {
+        weight: u32,
+    },
     Removed,
 }
 
@@ -95,7 +99,10 @@ impl Overlay {
     /// # Errors
     /// When a service of the file collides with one added at run time.
     pub fn merge(&self, file: &[ServiceSpec]) -> Result<Vec<Effective>, ChangeError> {
-        let kept = file.iter().filter(|spec| !self.removed.contains(&spec.name)).map(|spec| (spec, Origin::File));
+        let kept = file
+            .iter()
+            .filter(|spec| !self.removed.contains(&spec.name))
+            .map(|spec| (spec, Origin::File));
         let added = self.added.values().map(|spec| (spec, Origin::Runtime));
         let mut names: HashMap<&str, Origin> = HashMap::new();
         let mut keys: HashMap<ServiceKey, &str> = HashMap::new();
@@ -113,7 +120,11 @@ impl Overlay {
                     spec.name, spec.key
                 )));
             }
-            services.push(Effective { spec: spec.clone(), origin, backends: self.merge_backends(spec) });
+            services.push(Effective {
+                spec: spec.clone(),
+                origin,
+                backends: self.merge_backends(spec),
+            });
         }
         Ok(services)
     }
@@ -150,7 +161,10 @@ impl Overlay {
     pub fn add_service(&mut self, spec: ServiceSpec) -> Result<(), ChangeError> {
         // A service of the file that was removed and comes back with other settings is an added one; its name stays removed.
         if self.added.contains_key(&spec.name) {
-            return Err(ChangeError::Conflict(format!("service {:?} exists already", spec.name)));
+            return Err(ChangeError::Conflict(format!(
+                "service {:?} exists already",
+                spec.name
+            )));
         }
         self.forget_backends(&spec.name);
         self.added.insert(spec.name.clone(), spec);
@@ -162,7 +176,9 @@ impl Overlay {
         let in_file = file.iter().any(|spec| spec.name == name);
         let hidden = self.removed.iter().any(|removed| removed == name);
         if !was_added && (!in_file || hidden) {
-            return Err(ChangeError::NotFound(format!("there is no service {name:?}")));
+            return Err(ChangeError::NotFound(format!(
+                "there is no service {name:?}"
+            )));
         }
         if in_file && !hidden {
             self.removed.push(name.to_owned());
@@ -175,26 +191,59 @@ impl Overlay {
         self.backends.retain(|(name, _), _| name != service);
     }
 
-    pub fn add_backend(&mut self, service: &Effective, backend: &BackendSpec) -> Result<(), ChangeError> {
+    pub fn add_backend(
+        &mut self,
+        service: &Effective,
+        backend: &BackendSpec,
+    ) -> Result<(), ChangeError> {
         let name = &service.spec.name;
         if service.backend(backend.address).is_some() {
-            return Err(ChangeError::Conflict(format!("service {name:?} has backend {} already", backend.address)));
+            return Err(ChangeError::Conflict(format!(
+                "service {name:?} has backend {} already",
+                backend.address
+            )));
         }
-        let declared = service.spec.backends.iter().any(|b| b.address == backend.address);
+        let declared = service
+            .spec
+            .backends
+            .iter()
+            .any(|b| b.address == backend.address);
         // One of the file's that was removed comes back, with the weight asked for now.
         let change = if declared {
-            BackendChange { presence: Presence::Declared, weight: Some(backend.weight), admin: None }
+            BackendChange {
+                presence: Presence::Declared,
+                weight: Some(backend.weight),
+                admin: None,
+            }
         } else {
-            BackendChange { presence: Presence::Added { weight: backend.weight }, weight: None, admin: None }
+            BackendChange {
+                presence: Presence::Added {
+                    weight: backend.weight,
+                },
+                weight: None,
+                admin: None,
+            }
         };
-        self.backends.insert((name.clone(), backend.address), change);
+        self.backends
+            .insert((name.clone(), backend.address), change);
         Ok(())
     }
 
-    pub fn remove_backend(&mut self, service: &Effective, address: IpAddr) -> Result<(), ChangeError> {
+    pub fn remove_backend(
+        &mut self,
+        service: &Effective,
+        address: IpAddr,
+    ) -> Result<(), ChangeError> {
         let key = (service.spec.name.clone(), address);
         if service.spec.backends.iter().any(|b| b.address == address) {
-            self.backends.insert(key, BackendChange { presence: Presence::Removed, weight: None, admin: None });
+            self.backends.insert(
+                key,
+                BackendChange {
+                    presence: Presence::Removed,
+                    weight: None,
+                    admin: None,
+                },
+            );
         } else {
             self.backends.remove(&key);
         }
@@ -212,6 +261,10 @@ impl Overlay {
     fn entry(&mut self, service: &Effective, address: IpAddr) -> &mut BackendChange {
         self.backends
             .entry((service.spec.name.clone(), address))
-            .or_insert(BackendChange { presence: Presence::Declared, weight: None, admin: None })
+            .or_insert(BackendChange {
+                presence: Presence::Declared,
+                weight: None,
+                admin: None,
+            })
     }
 }
