@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::sync::Semaphore;
@@ -305,6 +305,15 @@ pub struct EchoConnection {
 }
 
 impl EchoConnection {
+    /// Marks everything sent from now on with a TOS or traffic class.
+    pub fn set_tos(&self, tos: u8) -> Result<()> {
+        set_tos(
+            self.stream.get_ref(),
+            self.stream.get_ref().peer_addr()?,
+            tos,
+        )
+    }
+
     /// Sends a line and returns the name of the backend that echoed it.
     pub fn exchange(&mut self, line: &str) -> Result<String> {
         use std::io::{BufRead, Write};
@@ -320,6 +329,16 @@ impl EchoConnection {
         ensure!(echo == line, "sent {line:?}, got {echo:?} back");
         Ok(name.to_owned())
     }
+}
+
+/// Marks what a socket sends: TOS for IPv4, traffic class for IPv6.
+pub fn set_tos(socket: &impl std::os::fd::AsFd, peer: SocketAddr, tos: u8) -> Result<()> {
+    let socket = SockRef::from(socket);
+    match peer {
+        SocketAddr::V4(_) => socket.set_tos_v4(tos.into())?,
+        SocketAddr::V6(_) => socket.set_tclass_v6(tos.into())?,
+    }
+    Ok(())
 }
 
 fn local_runtime() -> Result<tokio::runtime::Runtime> {

@@ -2,7 +2,14 @@
 //!
 //! What cannot run here (no root, a kernel feature missing) is shown as ignored, with the reason in its name.
 
+mod config_errors;
+mod counters;
+mod failover;
+mod forward;
 mod laboratory;
+mod passing;
+mod setup;
+mod spread;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -80,5 +87,11 @@ fn main() -> Result<()> {
         missing,
     };
     laboratory::add(&mut suites);
+    forward::add(&mut suites);
+    spread::add(&mut suites);
+    failover::add(&mut suites);
+    counters::add(&mut suites);
+    passing::add(&mut suites);
+    config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()
 }
