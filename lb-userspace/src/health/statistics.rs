@@ -81,7 +81,7 @@ mod tests {
         statistics.count(true, Duration::from_millis(2));
         statistics.count(false, Duration::from_secs(1));
         statistics.count(false, Duration::from_secs(11));
-        assert_eq!(statistics.buckets, [1, 1, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(statistics.buckets, [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(
             (
                 statistics.successes,
