@@ -13,6 +13,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use lb_userspace::check::{self, Severity};
+use lb_userspace::model::{
+    Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, Protocol,
+    ServiceKey, ServiceSpec, TableSize, XdpMode,
+};
 use lb_userspace::netlink::{self, NextHop, NextHopEvent, NextHopState};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, setns};
@@ -475,6 +480,81 @@ fn interfaces_are_described() {
     assert_eq!(found.addresses, addresses);
 }
 
+fn check_finds_what_is_wrong() {
+    let lab = Lab::new();
+    lab.balancer("addr add 203.0.113.10/32 dev eth0");
+    let config = Config {
+        node: NodeSpec {
+            interfaces: vec!["eth0".into(), "eth9".into()],
+            xdp_mode: XdpMode::Auto,
+            source: vec![],
+            hash_seed: None,
+            pin: "/sys/fs/bpf/sluice".into(),
+            state: "/var/lib/sluice".into(),
+        },
+        capacity: Capacity::default(),
+        socket: "/run/sluice/sluice.sock".into(),
+        metrics_listen: None,
+        services: vec![ServiceSpec {
+            name: "web".into(),
+            key: ServiceKey {
+                vip: "203.0.113.10".parse().unwrap(),
+                port: 80,
+                protocol: Protocol::Tcp,
+            },
+            forward: Forward::Ipip,
+            affinity: Affinity::default(),
+            table_size: TableSize::Auto,
+            on_empty: OnEmpty::default(),
+            health: HealthSpec::default(),
+            backends: ["10.7.0.2", "10.9.0.1", "10.7.0.3", "192.0.2.1"]
+                .map(|address| BackendSpec {
+                    address: address.parse().unwrap(),
+                    weight: 1,
+                })
+                .into(),
+        }],
+    };
+    let started = Instant::now();
+    let findings = Lab::inside(&lab.balancer, async move || check::run(&config).await)
+        .join()
+        .unwrap();
+    assert!(started.elapsed() < PATIENCE, "took {:?}", started.elapsed());
+    let get = |what: &str| {
+        findings
+            .iter()
+            .find(|finding| finding.what == what)
+            .unwrap_or_else(|| panic!("no `{what}` in {findings:#?}"))
+    };
+    assert_eq!(get("eth0").severity, Severity::Ok);
+    assert!(get("eth0: driver").found.starts_with("veth "));
+    assert_eq!(get("eth9").severity, Severity::Error);
+    assert!(get("eth9").mend.contains("eth0, eth1"), "{:?}", get("eth9"));
+    assert_eq!(get("VIP 203.0.113.10").severity, Severity::Warning);
+    assert_eq!(
+        get("web: next hops").found,
+        "2 of 4 backends can be reached"
+    );
+    assert!(
+        get("backend 10.7.0.3 of web: next hop")
+            .found
+            .contains("10.7.0.3 on eth0 ")
+    );
+    assert_eq!(
+        get("backend 192.0.2.1 of web: next hop").found,
+        "no route to 192.0.2.1"
+    );
+    assert_eq!(get("web: mtu of eth0").severity, Severity::Warning);
+    assert_eq!(get("permissions").severity, Severity::Ok);
+    for finding in &findings {
+        assert_eq!(
+            finding.mend.is_empty(),
+            finding.severity == Severity::Ok,
+            "{finding:?}"
+        );
+    }
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let root = nix::unistd::geteuid().is_root();
@@ -525,6 +605,7 @@ fn main() {
         ),
         test("thousands_of_addresses", thousands_of_addresses),
         test("interfaces_are_described", interfaces_are_described),
+        test("check_finds_what_is_wrong", check_finds_what_is_wrong),
     ];
     libtest_mimic::run(&arguments, tests).exit();
 }
