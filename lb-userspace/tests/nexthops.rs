@@ -5,221 +5,25 @@
 //!          └─ eth1 10.8.0.1/24, fd08::1/64 ──────── near1 10.8.0.2, fd08::2 ─┴─ peer, a router to 10.9.0.0/16, fd09::/64
 //! ```
 
+#[path = "nexthops/lab.rs"]
+mod lab;
+
 use std::collections::HashSet;
-use std::fs::File;
 use std::net::IpAddr;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use lb_userspace::netlink::{self, NextHop, NextHopEvent, NextHopState};
+use lab::{Lab, PATIENCE};
+use lb_userspace::check::{self, Severity};
+use lb_userspace::model::{
+    Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, Protocol,
+    ServiceKey, ServiceSpec, TableSize, XdpMode,
+};
+use lb_userspace::netlink::{self, NextHopState};
 use libtest_mimic::{Arguments, Failed, Trial};
-use nix::sched::{CloneFlags, setns};
-use tokio::sync::mpsc as tokio_mpsc;
 
 const NEAR0: [u8; 6] = [2, 0, 0, 0, 0, 0x20];
 const NEAR1: [u8; 6] = [2, 0, 0, 0, 0, 0x21];
-/// Long enough for a loaded machine; what is tested to be quick says so.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Two namespaces and the links between them; gone when dropped.
-struct Lab {
-    balancer: String,
-    peer: String,
-}
-
-impl Lab {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let id = format!(
-            "{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
-        let lab = Self {
-            balancer: format!("slnh-{id}-b"),
-            peer: format!("slnh-{id}-p"),
-        };
-        ip(&format!("netns add {}", lab.balancer));
-        ip(&format!("netns add {}", lab.peer));
-        for namespace in [&lab.balancer, &lab.peer] {
-            ip(&format!("-n {namespace} link set lo up"));
-            // Without this, neighbour discovery has no link-local source for the first second of a link.
-            lab.sysctl(namespace, "ipv6/conf/default/accept_dad", "0");
-        }
-        for (number, subnet) in [(0, 7), (1, 8)] {
-            lab.balancer(&format!(
-                "link add eth{number} type veth peer name near{number} netns {}",
-                lab.peer
-            ));
-            lab.peer(&format!(
-                "link set near{number} address 02:00:00:00:00:2{number}"
-            ));
-            lab.peer(&format!("link set near{number} up"));
-            lab.balancer(&format!("link set eth{number} up"));
-            lab.balancer(&format!("addr add 10.{subnet}.0.1/24 dev eth{number}"));
-            lab.balancer(&format!("addr add fd0{subnet}::1/64 dev eth{number} nodad"));
-            lab.peer(&format!("addr add 10.{subnet}.0.2/24 dev near{number}"));
-            lab.peer(&format!(
-                "addr add fd0{subnet}::2/64 dev near{number} nodad"
-            ));
-        }
-        lab.balancer("route add 10.9.0.0/16 via 10.7.0.2");
-        lab.balancer("route add fd09::/64 via fd07::2");
-        lab
-    }
-
-    fn balancer(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.balancer));
-    }
-
-    fn peer(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.peer));
-    }
-
-    /// Runs a function in a namespace, on a thread of its own with its own runtime.
-    fn inside<T: Send + 'static>(
-        namespace: &str,
-        work: impl AsyncFnOnce() -> T + Send + 'static,
-    ) -> std::thread::JoinHandle<T> {
-        let file = File::open(format!("/run/netns/{namespace}")).unwrap();
-        std::thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(work())
-        })
-    }
-
-    fn sysctl(&self, namespace: &str, key: &str, value: &str) {
-        let path = format!("/proc/sys/net/{key}");
-        let value = value.to_owned();
-        Self::inside(namespace, async move || {
-            std::fs::write(path, value).unwrap()
-        })
-        .join()
-        .unwrap();
-    }
-
-    fn watch(&self, addresses: &[&str]) -> Watcher {
-        let (events, received) = channel();
-        let (commands, mut orders) = tokio_mpsc::unbounded_channel::<HashSet<IpAddr>>();
-        let thread = Self::inside(&self.balancer, async move || {
-            let (sender, mut from_resolver) = tokio_mpsc::channel(16);
-            let handle = netlink::spawn(sender).await.unwrap();
-            loop {
-                tokio::select! {
-                    order = orders.recv() => match order {
-                        Some(addresses) => handle.watch(addresses),
-                        None => return,
-                    },
-                    Some(event) = from_resolver.recv() => {
-                        let _ = events.send(event);
-                    }
-                }
-            }
-        });
-        let watcher = Watcher {
-            events: received,
-            commands: Some(commands),
-            thread: Some(thread),
-        };
-        watcher.set(addresses);
-        watcher
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for namespace in [&self.balancer, &self.peer] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", namespace])
-                .status();
-        }
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// A resolver at work in the balancer's namespace.
-struct Watcher {
-    events: Receiver<NextHopEvent>,
-    commands: Option<tokio_mpsc::UnboundedSender<HashSet<IpAddr>>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Watcher {
-    fn set(&self, addresses: &[&str]) {
-        let addresses = addresses
-            .iter()
-            .map(|address| address.parse().unwrap())
-            .collect();
-        self.commands.as_ref().unwrap().send(addresses).unwrap();
-    }
-
-    fn next(&self, within: Duration) -> NextHopEvent {
-        self.events
-            .recv_timeout(within)
-            .unwrap_or_else(|e| panic!("no event within {within:?}: {e}"))
-    }
-
-    fn resolved(&self) -> NextHop {
-        match self.next(PATIENCE).state {
-            NextHopState::Resolved(next_hop) => next_hop,
-            NextHopState::Unresolved(why) => panic!("unresolved: {why}"),
-        }
-    }
-
-    /// As `resolved`, on a link that has just come up: the kernel may swallow the first questions.
-    fn resolved_at_last(&self) -> NextHop {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self
-                .next(deadline.saturating_duration_since(Instant::now()))
-                .state
-            {
-                NextHopState::Resolved(next_hop) => return next_hop,
-                NextHopState::Unresolved(why) => assert!(why.contains("has not answered"), "{why}"),
-            }
-        }
-    }
-
-    fn unresolved(&self, within: Duration) -> String {
-        match self.next(within).state {
-            NextHopState::Unresolved(why) => why,
-            NextHopState::Resolved(next_hop) => panic!("resolved: {next_hop:?}"),
-        }
-    }
-
-    fn silent_for(&self, time: Duration) {
-        match self.events.recv_timeout(time) {
-            Err(RecvTimeoutError::Timeout) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.commands.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 fn resolves(address: &str, gateway: bool, source: &str) {
     let lab = Lab::new();
@@ -274,6 +78,40 @@ fn a_new_mac_of_the_peer_is_noticed() {
             changed.insert(event.address);
         }
     }
+}
+
+/// Traffic through XDP never confirms a neighbour, so nobody but the resolver would notice.
+fn a_neighbour_that_vanishes_silently_is_noticed() {
+    let lab = Lab::new();
+    for family in ["ipv4", "ipv6"] {
+        // Reachable for 1.5 to 4.5 s, and well longer than the delay: otherwise the kernel takes its own probes for use
+        // and never lets the entry become stale.
+        for (key, value) in [
+            ("base_reachable_time_ms", "3000"),
+            ("delay_first_probe_time", "1"),
+            ("retrans_time_ms", "100"),
+        ] {
+            lab.sysctl(&lab.balancer, &format!("{family}/neigh/eth0/{key}"), value);
+        }
+    }
+    let watcher = lab.watch_refreshing_every(&["10.7.0.2", "fd07::2"], Duration::from_secs(1));
+    watcher.resolved();
+    watcher.resolved();
+    // Long enough to become stale and to be confirmed at least once.
+    watcher.silent_for(Duration::from_secs(6));
+    lab.peer("addr flush dev near0");
+    let mut gone = vec![
+        watcher.unresolved(Duration::from_secs(10)),
+        watcher.unresolved(Duration::from_secs(10)),
+    ];
+    gone.sort();
+    assert_eq!(
+        gone,
+        [
+            "10.7.0.2 on eth0 does not answer ARP",
+            "fd07::2 on eth0 does not answer neighbour discovery"
+        ]
+    );
 }
 
 fn a_change_of_route_is_noticed() {
@@ -475,6 +313,81 @@ fn interfaces_are_described() {
     assert_eq!(found.addresses, addresses);
 }
 
+fn check_finds_what_is_wrong() {
+    let lab = Lab::new();
+    lab.balancer("addr add 203.0.113.10/32 dev eth0");
+    let config = Config {
+        node: NodeSpec {
+            interfaces: vec!["eth0".into(), "eth9".into()],
+            xdp_mode: XdpMode::Auto,
+            source: vec![],
+            hash_seed: None,
+            pin: "/sys/fs/bpf/sluice".into(),
+            state: "/var/lib/sluice".into(),
+        },
+        capacity: Capacity::default(),
+        socket: "/run/sluice/sluice.sock".into(),
+        metrics_listen: None,
+        services: vec![ServiceSpec {
+            name: "web".into(),
+            key: ServiceKey {
+                vip: "203.0.113.10".parse().unwrap(),
+                port: 80,
+                protocol: Protocol::Tcp,
+            },
+            forward: Forward::Ipip,
+            affinity: Affinity::default(),
+            table_size: TableSize::Auto,
+            on_empty: OnEmpty::default(),
+            health: HealthSpec::default(),
+            backends: ["10.7.0.2", "10.9.0.1", "10.7.0.3", "192.0.2.1"]
+                .map(|address| BackendSpec {
+                    address: address.parse().unwrap(),
+                    weight: 1,
+                })
+                .into(),
+        }],
+    };
+    let started = Instant::now();
+    let findings = Lab::inside(&lab.balancer, async move || check::run(&config).await)
+        .join()
+        .unwrap();
+    assert!(started.elapsed() < PATIENCE, "took {:?}", started.elapsed());
+    let get = |what: &str| {
+        findings
+            .iter()
+            .find(|finding| finding.what == what)
+            .unwrap_or_else(|| panic!("no `{what}` in {findings:#?}"))
+    };
+    assert_eq!(get("eth0").severity, Severity::Ok);
+    assert!(get("eth0: driver").found.starts_with("veth "));
+    assert_eq!(get("eth9").severity, Severity::Error);
+    assert!(get("eth9").mend.contains("eth0, eth1"), "{:?}", get("eth9"));
+    assert_eq!(get("VIP 203.0.113.10").severity, Severity::Warning);
+    assert_eq!(
+        get("web: next hops").found,
+        "2 of 4 backends can be reached"
+    );
+    assert!(
+        get("backend 10.7.0.3 of web: next hop")
+            .found
+            .contains("10.7.0.3 on eth0 ")
+    );
+    assert_eq!(
+        get("backend 192.0.2.1 of web: next hop").found,
+        "no route to 192.0.2.1"
+    );
+    assert_eq!(get("web: mtu of eth0").severity, Severity::Warning);
+    assert_eq!(get("permissions").severity, Severity::Ok);
+    for finding in &findings {
+        assert_eq!(
+            finding.mend.is_empty(),
+            finding.severity == Severity::Ok,
+            "{finding:?}"
+        );
+    }
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let root = nix::unistd::geteuid().is_root();
@@ -505,6 +418,10 @@ fn main() {
             "a_new_mac_of_the_peer_is_noticed",
             a_new_mac_of_the_peer_is_noticed,
         ),
+        test(
+            "a_neighbour_that_vanishes_silently_is_noticed",
+            a_neighbour_that_vanishes_silently_is_noticed,
+        ),
         test("a_change_of_route_is_noticed", a_change_of_route_is_noticed),
         test(
             "a_link_that_goes_down_takes_its_next_hops",
@@ -525,6 +442,7 @@ fn main() {
         ),
         test("thousands_of_addresses", thousands_of_addresses),
         test("interfaces_are_described", interfaces_are_described),
+        test("check_finds_what_is_wrong", check_finds_what_is_wrong),
     ];
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -24,7 +24,8 @@ const FIRST_SPREAD: Duration = Duration::from_millis(200);
 /// lengthened: the time to fail over (see [`Fsm::pause`]) is a promise.
 const JITTER: f64 = 0.1;
 /// Bounds of the number of probes in flight. Each takes a file descriptor, so the limit of open files decides
-/// between them.
+/// between them. When more targets hang at once than may be in flight, the rest wait for their turn and the time to
+/// fail over grows accordingly: raise the limit of open files for thousands of backends.
 const IN_FLIGHT: std::ops::RangeInclusive<usize> = 64..=4_096;
 
 /// Makes probers.
@@ -153,12 +154,8 @@ async fn run(target: ProbeTarget, record: Arc<Mutex<Record>>, shared: Arc<Shared
         let flip = match outcome {
             Ok(latency) => {
                 lock(&record).statistics.count(true, took);
-                let latency = Duration::from_micros(latency.as_micros() as u64);
-                settle(
-                    &record,
-                    true,
-                    format!("answered in {}", humantime::format_duration(latency)),
-                )
+                let milliseconds = latency.as_secs_f64() * 1_000.0;
+                settle(&record, true, format!("answered in {milliseconds:.1} ms"))
             }
             Err(ProbeFailure::Target(reason)) => {
                 lock(&record).statistics.count(false, took);

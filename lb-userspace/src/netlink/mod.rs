@@ -13,7 +13,7 @@ pub mod kernel;
 pub mod resolver;
 
 pub use interface::{Interface, interface_addresses, interface_by_name};
-pub use resolver::{NextHopsHandle, resolve_within, spawn};
+pub use resolver::{NextHopsHandle, resolve_within, spawn, spawn_refreshing_every};
 
 /// How packets for a backend's address leave this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -52,11 +52,19 @@ impl NextHopsHandle {
 
 /// Starts a resolver in the network namespace of the calling thread.
 pub async fn spawn(events: mpsc::Sender<NextHopEvent>) -> anyhow::Result<NextHopsHandle> {
+    spawn_refreshing_every(events, REFRESH).await
+}
+
+/// As [`spawn`], asking for everything again at another pace than every 30 seconds.
+pub async fn spawn_refreshing_every(
+    events: mpsc::Sender<NextHopEvent>,
+    refresh: Duration,
+) -> anyhow::Result<NextHopsHandle> {
     // Subscribed before the first dump: nothing falls between them.
     let changes = Changes::subscribe()?;
     let kernel = Kernel::open()?;
     let (wanted, updates) = watch::channel(HashSet::new());
-    let mut resolver = Resolver::new(kernel, events);
+    let mut resolver = Resolver::new(kernel, events, refresh);
     resolver.load_tables().await?;
     let task = AbortOnDropHandle::new(tokio::spawn(resolver.run(changes, updates)));
     Ok(NextHopsHandle {
@@ -130,6 +138,7 @@ struct Resolver {
     reroute: bool,
     /// Tables are to be dumped again.
     reload: bool,
+    refresh_every: Duration,
     /// When stale neighbours are confirmed and everything is asked again.
     refresh: Instant,
     /// No pass over all routes before this.
@@ -137,7 +146,7 @@ struct Resolver {
 }
 
 impl Resolver {
-    fn new(kernel: Kernel, events: mpsc::Sender<NextHopEvent>) -> Self {
+    fn new(kernel: Kernel, events: mpsc::Sender<NextHopEvent>, refresh_every: Duration) -> Self {
         let now = Instant::now();
         Self {
             kernel,
@@ -149,7 +158,8 @@ impl Resolver {
             needed: HashSet::new(),
             reroute: false,
             reload: false,
-            refresh: now + REFRESH,
+            refresh_every,
+            refresh: now + refresh_every,
             rested: now,
         }
     }
@@ -231,7 +241,7 @@ impl Resolver {
         let now = Instant::now();
         let refreshing = now >= self.refresh;
         if refreshing {
-            self.refresh = now + REFRESH;
+            self.refresh = now + self.refresh_every;
             self.reroute = true;
             self.reload = true;
         }
