@@ -10,12 +10,14 @@ mod seed;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::check;
 use crate::config;
 use crate::dataplane::attach;
 use crate::dataplane::kernel::KernelDataPlane;
@@ -40,8 +42,10 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
 
     let config = config::load(&config_path)?;
+    require_permissions()?;
     require_interfaces(&config)?;
-    attach::prepare(&pin_directory(&config.node.pin))?;
+    let _pins = attach::claim(&pin_directory(&config.node.pin))?;
+    raise_descriptor_limit();
     let control = api::server::bind(&config.socket)?;
     let metrics_listener = match config.metrics_listen {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
@@ -111,6 +115,28 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
         let _ = scrapes.await;
     }
     Ok(())
+}
+
+/// Without them the first refusal would be some system call's.
+fn require_permissions() -> Result<()> {
+    let finding = check::host::capabilities(&check::host::effective());
+    ensure!(
+        finding.severity == check::Severity::Ok,
+        "{}: {}: {}",
+        finding.what,
+        finding.found,
+        finding.mend
+    );
+    Ok(())
+}
+
+/// Thousands of backends are probed at once; the usual soft limit of 1,024 descriptors is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
 }
 
 /// Every named interface must exist: a typing error must not become a balancer without traffic.

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lb_common::abi::BackendCounters;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,6 +28,8 @@ use crate::state::{BackendRef, State};
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
 /// A probe that may take longer than this does not hold up the start.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How often interfaces are looked at: one that was deleted and made again has lost its program.
+const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -128,6 +130,9 @@ impl Owner {
                     if let Some(detached) = self.command(command) {
                         return detached;
                     }
+                    // A change was applied before it was answered.
+                    self.say_whether_ready();
+                    continue;
                 }
                 Some(event) = inputs.health.recv() => {
                     self.health(event);
@@ -160,7 +165,7 @@ impl Owner {
         } else if self.attachments.is_empty() {
             self.attach_by.max(now)
         } else {
-            now + Duration::from_secs(3_600)
+            now + INTERFACES
         }
     }
 
@@ -174,18 +179,28 @@ impl Owner {
             self.apply_error = Some(text);
         }
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
-        if self.apply_error.is_none()
-            && due
-            && (self.attachments.is_empty() || self.attach_error.is_some())
-        {
-            self.attach_error = self
+        let missing = self.attachments.is_empty()
+            || self.attach_error.is_some()
+            || self
+                .attachments
+                .iter()
+                .any(|attachment| !attachment.stands());
+        if self.apply_error.is_none() && due && missing {
+            let error = self
                 .attach(&self.config.clone())
                 .err()
                 .map(|error| format!("{error:#}"));
-            if let Some(error) = &self.attach_error {
+            if let Some(error) = &error
+                && self.attach_error.as_ref() != Some(error)
+            {
                 tracing::error!("{error}");
             }
+            self.attach_error = error;
         }
+        self.say_whether_ready();
+    }
+
+    fn say_whether_ready(&self) {
         let not_ready = self.not_ready();
         self.readiness.send_if_modified(|old| {
             let changed = *old != not_ready;
@@ -240,7 +255,6 @@ impl Owner {
     /// Attaches to every named interface and lets go of others.
     pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
         let directory = pin_directory(&config.node.pin);
-        attach::prepare(&directory)?;
         let mut attachments = Vec::new();
         for interface in &config.node.interfaces {
             let attachment = attach::attach(
@@ -329,8 +343,14 @@ impl Owner {
         super::require_interfaces(&config)?;
         self.commit(|owner| {
             owner.state.reload(&config)?;
-            if config.node != owner.config.node && !owner.attachments.is_empty() {
-                owner.attach(&config).context("nothing was changed")?;
+            if config.node != owner.config.node
+                && !owner.attachments.is_empty()
+                && let Err(error) = owner.attach(&config)
+            {
+                // Some interfaces may have got the new program; the old set is what stays.
+                let old = owner.config.clone();
+                owner.attach_error = owner.attach(&old).err().map(|error| format!("{error:#}"));
+                return Err(error);
             }
             owner.config = config;
             Ok("configuration loaded".to_owned())
@@ -345,22 +365,21 @@ impl Owner {
         let before = self.state.clone();
         let config = self.config.clone();
         let result = change(self).and_then(|message| {
+            self.watch();
             let moves = self.apply()?;
             Ok((message, moves))
         });
         match result {
-            Ok((message, moves)) => {
-                self.watch();
-                Ok(Changed {
-                    message,
-                    changed: true,
-                    slots_moved: moves.moved,
-                    slots_moved_in_excess: moves.excess,
-                })
-            }
+            Ok((message, moves)) => Ok(Changed {
+                message,
+                changed: true,
+                slots_moved: moves.moved,
+                slots_moved_in_excess: moves.excess,
+            }),
             Err(error) => {
                 self.state = before;
                 self.config = config;
+                self.watch();
                 Err(error)
             }
         }

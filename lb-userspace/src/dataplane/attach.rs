@@ -4,7 +4,7 @@
 //! A pin is named `<program>-<mode>-<ifindex>` (bpffs refuses dots, so not the interface's name).
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode as Flags};
 use aya::programs::{ProgramError, Xdp};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -28,11 +30,31 @@ pub struct Attachment {
     pub note: Option<String>,
 }
 
-/// Makes the pin directory.
+impl Attachment {
+    /// Whether the interface is still the one that was attached to. One that was made again has no program.
+    pub fn stands(&self) -> bool {
+        if_nametoindex(self.interface.as_str()) == Ok(self.ifindex)
+    }
+}
+
+/// Makes the pin directory and takes it for this process alone, until the returned lock is dropped.
 ///
 /// # Errors
-/// When it is not inside a mounted bpffs.
-pub fn prepare(directory: &Path) -> Result<()> {
+/// When it is not inside a mounted bpffs, or another process has it.
+pub fn claim(directory: &Path) -> Result<Flock<File>> {
+    prepare(directory)?;
+    let file =
+        File::open(directory).with_context(|| format!("pin directory {}", directory.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => anyhow!(
+            "another sluice uses the pin directory {}: stop it, or set node.pin to another place in the same file system",
+            directory.display()
+        ),
+        other => anyhow!("pin directory {}: {other}", directory.display()),
+    })
+}
+
+fn prepare(directory: &Path) -> Result<()> {
     // The nearest ancestor that exists tells the file system.
     let existing = directory
         .ancestors()
@@ -57,6 +79,7 @@ pub fn attach(
     directory: &Path,
     prefix: &str,
 ) -> Result<Attachment> {
+    prepare(directory)?;
     let ifindex = if_nametoindex(interface).map_err(|_| {
         anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do; correct node.interfaces")
     })?;
