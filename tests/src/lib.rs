@@ -31,6 +31,7 @@ pub mod capture;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod interface;
 pub mod metrics;
 pub mod netns;
