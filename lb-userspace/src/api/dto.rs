@@ -68,6 +68,8 @@ pub struct ServiceSummary {
     pub vip: String,
     pub protocol: Protocol,
     pub forward: Forward,
+    /// Named apart in JSON: a service's detail has `backends` of its own, the list.
+    #[serde(rename = "backend_count")]
     pub backends: u32,
     /// Backends that may get new flows now.
     pub eligible: u32,
@@ -129,6 +131,7 @@ pub struct BackendDetail {
 
 /// `POST /v1/services`. The same keys and values as a `[[service]]` of sluice.toml.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ServiceAdd {
     /// A `[[service]]` table as JSON.
     #[schema(value_type = Object)]
@@ -137,6 +140,7 @@ pub struct ServiceAdd {
 
 /// `POST /v1/services/{name}/backends`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct BackendAdd {
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
@@ -146,6 +150,7 @@ pub struct BackendAdd {
 
 /// `PUT /v1/services/{name}/backends/{address}/admin`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AdminChange {
     pub admin: Admin,
     #[serde(default)]
@@ -154,6 +159,7 @@ pub struct AdminChange {
 
 /// `PUT /v1/services/{name}/backends/{address}/weight`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct WeightChange {
     pub weight: u32,
 }

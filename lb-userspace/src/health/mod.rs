@@ -1,9 +1,20 @@
 //! Health: probing backends, and turning single probe results into up and down.
+//!
+//! Owns: when a target is probed ([`prober`]), how ([`probe`]) and what the results add up to ([`fsm`]).
+//! Does not own: which targets there are, or what a verdict means for a service's table (`state`).
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::{Health, ProbeKind};
+
+pub mod fsm;
+pub mod probe;
+pub mod prober;
+pub mod statistics;
+
+pub use prober::{Prober, ProberHandle};
+pub use statistics::{DURATION_BUCKETS, ProbeStatistics};
 
 /// One thing to probe. Identical targets of several services are probed once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,19 @@
 //! Next hops: which interface and which MAC lead to a backend, kept current through netlink.
+//!
+//! Owns: every conversation with rtnetlink. [`kernel`] speaks it, [`decide`] reads a next hop out of its answers
+//! (pure), [`resolver`] keeps a set of addresses current, [`interface`] describes this host's interfaces.
+//! Does not own: which addresses matter, or what a next hop looks like in the data plane.
 
 use std::net::IpAddr;
+
+pub mod decide;
+mod ethtool;
+pub mod interface;
+pub mod kernel;
+pub mod resolver;
+
+pub use interface::{Interface, interface_addresses, interface_by_name};
+pub use resolver::{NextHopsHandle, resolve_within, spawn, spawn_refreshing_every};
 
 /// How packets for a backend's address leave this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,214 @@
+//! The maps' layout, as kernel and user space both see it. Sizes are asserted at compile time.
+//!
+//! Every map that packets read while the daemon writes is an mmapable array whose values change by single 8-byte stores, so that no
+//! packet can see a half-written entry:
+//! - a *slot* is one word;
+//! - a *backend* is a head word that names one of two routes; a route is rewritten only while the head names the other one, and
+//!   only after a grace period, see [`Backend`];
+//! - the *service table* exists twice; one word (map `control`) says which half, and with which seed, is in force.
+
+use crate::hash::HashKeys;
+
+/// Names of maps, programs and globals in the objects.
+pub mod names {
+    pub const SERVICES: &str = "SERVICES";
+    pub const SLOTS: &str = "SLOTS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const CONTROL: &str = "CONTROL";
+    pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
+    pub const EGRESS: &str = "EGRESS";
+    pub const NODE: &str = "NODE";
+    pub const BALANCER: &str = "sluice_balancer";
+
+    pub const DECAP: &str = "sluice_decap";
+    pub const DECAP_ALLOWED: &str = "DECAP_ALLOWED";
+    pub const DECAP_COUNTERS: &str = "DECAP_COUNTERS";
+}
+
+/// Version of everything in this file; part of the pin directory's name.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Settings that never change while the program is loaded (read-only data of the object).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Node {
+    /// From the node's `hash_seed`.
+    pub hash_keys: HashKeys,
+    /// Buckets of one half of the service table, minus one (a power of two minus one).
+    pub service_mask: u32,
+    /// Backends a CPU's stretch of the backend counters holds.
+    pub backend_capacity: u32,
+}
+
+impl Node {
+    /// As the loader writes it into the object.
+    pub fn words(&self) -> [u32; 12] {
+        let mut words = [0; 12];
+        words[..10].copy_from_slice(&self.hash_keys);
+        words[10] = self.service_mask;
+        words[11] = self.backend_capacity;
+        words
+    }
+}
+
+/// Key bits and flags of [`ServiceEntry::id`], low 32 bits: port (as on the wire) | protocol << 16 | flags << 24.
+pub mod service_flags {
+    /// The entry is in use.
+    pub const VALID: u32 = 1 << 24;
+    /// The address is IPv6.
+    pub const V6: u32 = 1 << 25;
+    /// The hash is taken over the client's address alone.
+    pub const CLIENT_AFFINITY: u32 = 1 << 26;
+    /// All bits that a look-up compares.
+    pub const KEY: u32 = 0xffff | (0xff << 16) | VALID | V6;
+}
+
+/// One service, or the note that an address is a VIP (port 0, protocol 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceEntry {
+    /// The VIP, [`crate::address::Address::words`].
+    pub address: [u64; 2],
+    /// Low half: see [`service_flags`]. High half: the service's number.
+    pub id: u64,
+    /// Low half: first slot. High half: number of slots, 0 = no backend.
+    /// In a VIP's note: bit set of the protocols that have services ([`crate::service::vip_bit`]).
+    pub table: u64,
+}
+
+/// A bucket of the service table: one cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct ServiceBucket {
+    pub ways: [ServiceEntry; 2],
+}
+
+impl ServiceBucket {
+    /// As user space stores it.
+    pub fn words(&self) -> [u64; 8] {
+        let [a, b] = &self.ways;
+        [
+            a.address[0],
+            a.address[1],
+            a.id,
+            a.table,
+            b.address[0],
+            b.address[1],
+            b.id,
+            b.table,
+        ]
+    }
+}
+
+/// Words of the map `CONTROL`.
+pub mod control {
+    /// Which half of the service table is in force (bit 63) and its seed (low 32 bits).
+    pub const SERVICE_TABLE: u32 = 0;
+    pub const WORDS: u32 = 8;
+}
+
+/// How a packet for a backend leaves: what to put in front of it, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Route {
+    /// Egress interface.
+    pub ifindex: u32,
+    /// Largest layer-3 packet the egress interface takes, bytes.
+    pub mtu: u16,
+    /// [`Encap`] as a number.
+    pub encap: u16,
+    /// Outer IPv4: one's complement sum of the header with length, TOS and checksum zero. Else 0.
+    pub partial_checksum: u32,
+    pub _pad: u32,
+    /// Ethernet + outer IP; the data path patches length, TOS, flow label and checksum.
+    pub header: [u8; 72],
+}
+
+impl Route {
+    pub const NONE: Self = Self {
+        ifindex: 0,
+        mtu: 0,
+        encap: Encap::None as u16,
+        partial_checksum: 0,
+        _pad: 0,
+        header: [0; 72],
+    };
+}
+
+impl Route {
+    /// As user space stores it.
+    pub fn words(&self) -> [u64; ROUTE_WORDS] {
+        // SAFETY: a `repr(C)` struct of integers without padding, exactly as large (asserted below).
+        unsafe { core::mem::transmute::<Self, [u64; ROUTE_WORDS]>(*self) }
+    }
+}
+
+/// 64-bit words of a [`Route`].
+pub const ROUTE_WORDS: usize = size_of::<Route>() / 8;
+
+impl Default for Route {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// What goes in front of the client's IP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Encap {
+    /// Nothing can be sent: drop, reason `no-route`.
+    None = 0,
+    /// A new Ethernet header only.
+    L2 = 1,
+    /// Ethernet and an outer IPv4 header.
+    Ipv4 = 2,
+    /// Ethernet and an outer IPv6 header.
+    Ipv6 = 3,
+}
+
+/// One backend of one service.
+///
+/// To change a route: wait until the last change is a grace period ago, write the route that the head does not name, then store
+/// the head. A packet loads the head once and uses only the route it names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Backend {
+    /// Bit 0: which route is in force. High half: the service's number.
+    pub head: u64,
+    pub routes: [Route; 2],
+    pub _pad: [u64; 1],
+}
+
+impl Backend {
+    /// Index of the first word of a route in the record.
+    pub const fn route_word(route: usize) -> usize {
+        1 + route * ROUTE_WORDS
+    }
+
+    #[inline(always)]
+    pub const fn head(service: u32, route: usize) -> u64 {
+        ((service as u64) << 32) | (route as u64 & 1)
+    }
+}
+
+/// What one CPU counted for one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendCounters {
+    pub packets: u64,
+    /// Bytes of the clients' IP packets, IP header included, outer headers and Ethernet excluded.
+    pub bytes: u64,
+    /// TCP openers (SYN without ACK).
+    pub flows: u64,
+    pub _pad: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Node>() == 48);
+    assert!(size_of::<ServiceEntry>() == 32);
+    assert!(size_of::<ServiceBucket>() == 64);
+    assert!(size_of::<Route>() == 88);
+    assert!(size_of::<Backend>() == 192);
+    assert!(size_of::<BackendCounters>() == 32);
+};

@@ -1,0 +1,142 @@
+//! Decapsulation on a backend: strips the outer IP header of IPIP (4in4, 6in4, 4in6, 6in6) and hands the client's packet to the
+//! host's stack, which has the VIP on a loopback interface.
+
+use core::mem::offset_of;
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::address::Address;
+use crate::packet::Frame;
+use crate::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, ethernet};
+
+const ETHERNET: usize = 14;
+
+/// What became of a frame on a backend. Its number indexes the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Decapped {
+    /// The outer header is gone: pass.
+    Done = 0,
+    /// No tunnel packet: pass untouched.
+    NotTunnel = 1,
+    /// A tunnel packet for an address that is not allowed: pass untouched, the stack will say so.
+    NotAllowed = 2,
+    /// A tunnel packet whose outer or inner header contradicts itself: drop.
+    Bad = 3,
+}
+
+impl Decapped {
+    pub const ALL: [(Self, &'static str); 4] = [
+        (Self::Done, "done"),
+        (Self::NotTunnel, "not-tunnel"),
+        (Self::NotAllowed, "not-allowed"),
+        (Self::Bad, "bad"),
+    ];
+}
+
+/// The outer header, as far as it matters.
+struct Outer {
+    destination: Address,
+    length: usize,
+    /// Bytes of the outer packet's payload, as its header says.
+    payload: usize,
+    inner_v6: bool,
+}
+
+/// Strips the outer header when its destination is `allowed`.
+#[inline(always)]
+pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) -> Decapped {
+    let Ok((ETHERNET, ethertype)) = ethernet(frame) else {
+        return Decapped::NotTunnel;
+    };
+    let outer = match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame),
+        ETHERTYPE_IPV6 => ipv6(frame),
+        _ => return Decapped::NotTunnel,
+    };
+    let outer = match outer {
+        Ok(outer) => outer,
+        Err(other) => return other,
+    };
+    if !allowed(&outer.destination) {
+        return Decapped::NotAllowed;
+    }
+    let inner_offset = ETHERNET + outer.length;
+    let Some(version) = frame.view::<1>(inner_offset) else {
+        return Decapped::Bad;
+    };
+    let version = version.get::<u8, 0>() >> 4;
+    let (expected, smallest, ethertype) = if outer.inner_v6 {
+        (6, Ipv6Hdr::LEN, ETHERTYPE_IPV6)
+    } else {
+        (4, Ipv4Hdr::LEN, ETHERTYPE_IPV4)
+    };
+    if version != expected
+        || outer.payload < smallest
+        || inner_offset + outer.payload > frame.length()
+    {
+        return Decapped::Bad;
+    }
+    let Some(ethernet) = frame.view::<ETHERNET>(0) else {
+        return Decapped::Bad;
+    };
+    let macs = (ethernet.get::<u64, 0>(), ethernet.get::<u32, 8>());
+    if !frame.move_head(outer.length as i32) {
+        return Decapped::Bad;
+    }
+    let Some(mut ethernet) = frame.view_mut::<ETHERNET>(0) else {
+        return Decapped::Bad;
+    };
+    ethernet.set::<u64, 0>(macs.0);
+    ethernet.set::<u32, 8>(macs.1);
+    ethernet.set::<u16, 12>(ethertype.to_be());
+    Decapped::Done
+}
+
+#[inline(always)]
+fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
+    let header = frame
+        .view::<{ Ipv4Hdr::LEN }>(ETHERNET)
+        .ok_or(Decapped::NotTunnel)?;
+    let protocol = header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>();
+    if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
+        return Err(Decapped::NotTunnel);
+    }
+    // The balancer sends neither options nor fragments; a fragmented tunnel packet is the stack's to reassemble.
+    if header.be16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff != 0 {
+        return Err(Decapped::NotTunnel);
+    }
+    let total = usize::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
+    if header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>() != 0x45 || total < Ipv4Hdr::LEN {
+        return Err(Decapped::Bad);
+    }
+    Ok(Outer {
+        destination: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>()),
+        length: Ipv4Hdr::LEN,
+        payload: total - Ipv4Hdr::LEN,
+        inner_v6: protocol == PROTOCOL_IPV6,
+    })
+}
+
+#[inline(always)]
+fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
+    let header = frame
+        .view::<{ Ipv6Hdr::LEN }>(ETHERNET)
+        .ok_or(Decapped::NotTunnel)?;
+    let protocol = header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>();
+    if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
+        return Err(Decapped::NotTunnel);
+    }
+    if header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 != 6 {
+        return Err(Decapped::Bad);
+    }
+    Ok(Outer {
+        destination: Address::v6([
+            header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
+            header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
+        ]),
+        length: Ipv6Hdr::LEN,
+        payload: usize::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>()),
+        inner_v6: protocol == PROTOCOL_IPV6,
+    })
+}

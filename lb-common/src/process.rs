@@ -1,0 +1,178 @@
+//! Where a packet goes. Read it top to bottom.
+//!
+//! ```text
+//! parse ─▶ service ─▶ slot ─▶ backend ─▶ size check ─▶ encapsulate ─▶ count ─▶ transmit
+//! ```
+//! The service is looked up before anything is refused: traffic that is not ours always passes untouched.
+
+use crate::abi::{Backend, Node, Route, ServiceBucket, control};
+use crate::address::Address;
+use crate::encap::encapsulate;
+use crate::hash;
+use crate::packet::Frame;
+use crate::parse::{Packet, Parsed, Refusal, destination_port, parse};
+use crate::reason::Reason;
+use crate::service::{Directory, Service, ServiceTuple, find, vip_bit};
+use crate::slot::SlotWord;
+
+/// What the daemon has programmed, as one CPU reads it.
+pub trait Tables {
+    fn node(&self) -> Node;
+    /// One load of a word of the map `CONTROL`.
+    fn control(&self, index: u32) -> Option<u64>;
+    fn service_bucket(&self, index: u32) -> Option<&ServiceBucket>;
+    /// One load of one slot.
+    fn slot(&self, index: u32) -> Option<SlotWord>;
+    fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Counts one packet for a backend: `bytes` of the client's IP packet; `opener`: it opens a flow.
+    fn count(&self, backend: u32, bytes: u32, opener: bool);
+}
+
+/// What to do with the frame. After `Forward` it carries its outer header; otherwise it is as it came, but for the reasons
+/// `headroom` and `egress`, whose frames are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Transmit through this interface.
+    Forward { ifindex: u32 },
+    /// Pass or drop, as the reason says.
+    Refuse(Reason),
+}
+
+/// Decides on one frame, and encapsulates it when it is to be forwarded.
+#[inline(always)]
+pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
+    let forwarded = match parse(frame) {
+        Parsed::Packet(packet) => forward(frame, tables, &packet),
+        Parsed::Icmp(destination) => Err(icmp(tables, destination)),
+        Parsed::Other(reason) => Err(reason),
+        Parsed::Refused(refusal) => Err(refused(tables, &refusal)),
+    };
+    match forwarded {
+        Ok(ifindex) => Verdict::Forward { ifindex },
+        Err(reason) => Verdict::Refuse(reason),
+    }
+}
+
+/// A whole TCP or UDP packet.
+#[inline(always)]
+fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet) -> Result<u32, Reason> {
+    let node = tables.node();
+    let flow = &packet.flow;
+    let service = service(
+        tables,
+        &node,
+        flow.destination,
+        destination_port(flow.ports),
+        flow.protocol,
+    )?;
+    if service.slots == 0 {
+        return Err(Reason::NoBackend);
+    }
+    let hash = if service.client_affinity {
+        hash::client(&node.hash_keys, flow)
+    } else {
+        hash::five_tuple(&node.hash_keys, flow)
+    };
+    let index = service
+        .first_slot
+        .wrapping_add(hash::slot(hash, service.slots));
+    let id = tables.slot(index).ok_or(Reason::ServiceTable)?.primary();
+    let (backend, route) = backend(tables, id, service.number)?;
+    encapsulate(frame, packet, route, hash as u32)?;
+    tables.count(backend, packet.length, packet.opener);
+    Ok(route.ifindex)
+}
+
+/// The service of (address, port, protocol), else of (address, every port, protocol).
+#[inline(always)]
+fn service<T: Tables>(
+    tables: &T,
+    node: &Node,
+    address: Address,
+    port: u16,
+    protocol: u8,
+) -> Result<Service, Reason> {
+    // Read once: both look-ups see the same half.
+    let directory = Directory(
+        tables
+            .control(control::SERVICE_TABLE)
+            .ok_or(Reason::ServiceTable)?,
+    );
+    for port in [port, 0] {
+        let tuple = ServiceTuple {
+            address,
+            port,
+            protocol,
+        };
+        let bucket = tables
+            .service_bucket(directory.bucket(node, &tuple))
+            .ok_or(Reason::ServiceTable)?;
+        if let Some(entry) = find(bucket, &tuple) {
+            return Ok(entry.into());
+        }
+    }
+    Err(Reason::NotOurs)
+}
+
+/// The backend that a slot names, and its route in force.
+#[inline(always)]
+fn backend<T: Tables>(tables: &T, id: u32, service: u32) -> Result<(u32, &Route), Reason> {
+    if id == 0 {
+        return Err(Reason::NoBackend);
+    }
+    let backend = tables.backend(id).ok_or(Reason::BackendGone)?;
+    // SAFETY: a reference is a valid pointer. Volatile: one load; the daemon may store this word at any time.
+    let head = unsafe { (&raw const backend.head).read_volatile() };
+    if (head >> 32) as u32 != service {
+        return Err(Reason::BackendGone);
+    }
+    let [first, second] = &backend.routes;
+    Ok((id, if head & 1 == 0 { first } else { second }))
+}
+
+/// ICMP is the host's business; that it was for a VIP is worth knowing.
+#[inline(always)]
+fn icmp<T: Tables>(tables: &T, destination: Address) -> Reason {
+    if vip_protocols(tables, destination) != 0 {
+        Reason::IcmpToVip
+    } else {
+        Reason::NotOurs
+    }
+}
+
+/// A packet that cannot be forwarded: dropped if it is for a service of ours, else none of our business.
+#[inline(always)]
+fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
+    let ours = match refusal.port {
+        Some(port) => service(
+            tables,
+            &tables.node(),
+            refusal.destination,
+            port,
+            refusal.protocol,
+        )
+        .is_ok(),
+        // Without a port, the whole VIP is taken for the service: for protocol 0, any of its protocols.
+        None if refusal.protocol == 0 => vip_protocols(tables, refusal.destination) != 0,
+        None => vip_protocols(tables, refusal.destination) & vip_bit(refusal.protocol) != 0,
+    };
+    if ours {
+        refusal.reason
+    } else {
+        Reason::NotOurs
+    }
+}
+
+/// The protocols (see [`vip_bit`]) that have services at this address; 0: it is no VIP.
+#[inline(always)]
+fn vip_protocols<T: Tables>(tables: &T, address: Address) -> u64 {
+    let Some(word) = tables.control(control::SERVICE_TABLE) else {
+        return 0;
+    };
+    let tuple = ServiceTuple::vip(address);
+    let index = Directory(word).bucket(&tables.node(), &tuple);
+    tables
+        .service_bucket(index)
+        .and_then(|bucket| find(bucket, &tuple))
+        .map_or(0, |entry| entry.table)
+}

@@ -1,0 +1,217 @@
+//! `sluice backend`: who serves.
+
+use std::net::IpAddr;
+
+use clap::{Args, Subcommand};
+use comfy_table::Cell;
+
+use super::output::{Style, Tone, bytes, count};
+use super::{Failure, Json, address, output, wait};
+use crate::api::client::Client;
+use crate::api::dto::{AdminChange, BackendAdd, BackendDetail, WeightChange};
+use crate::model::{Admin, BackendSpec, Health};
+
+/// List backends; add, remove, drain, activate, disable and weigh them
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Taking a backend out for maintenance:
+  sluice backend drain web 10.0.0.12 --reason 'kernel update'    New flows go elsewhere
+  sluice backend list web                                        Wait until its flows have ended
+  sluice backend disable web 10.0.0.12 --reason 'kernel update'  No packets at all
+  sluice backend activate web 10.0.0.12                          Back to work")]
+pub struct BackendArgs {
+    #[command(flatten)]
+    json: Json,
+    #[command(subcommand)]
+    verb: BackendVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum BackendVerb {
+    /// List the backends of one service, or of all
+    List {
+        /// The service's name; without it, every service
+        service: Option<String>,
+    },
+    /// Add a backend to a service
+    Add {
+        #[command(flatten)]
+        backend: Backend,
+        /// Its share of new flows relative to the other backends [default: 1]
+        #[arg(long, value_parser = weight())]
+        weight: Option<u32>,
+    },
+    /// Remove a backend from a service at once; `drain` it first to let its flows end
+    Remove {
+        #[command(flatten)]
+        backend: Backend,
+    },
+    /// Give a backend no new flows
+    Drain {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        reason: Reason,
+    },
+    /// Let a drained or disabled backend have new flows again
+    Activate {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        reason: Reason,
+    },
+    /// Give a backend no packets at all
+    Disable {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        reason: Reason,
+    },
+    /// Set a backend's share of new flows
+    Weight {
+        #[command(flatten)]
+        backend: Backend,
+        /// Its share relative to the other backends; 0 = none
+        #[arg(value_parser = weight())]
+        weight: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Backend {
+    /// The service's name
+    service: String,
+    /// The backend's address, for example 10.0.0.11 or 2001:db8::11
+    #[arg(value_parser = address::ip)]
+    address: IpAddr,
+}
+
+#[derive(Debug, Args)]
+struct Reason {
+    /// Why, for whoever looks next; kept with your name and the time
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+fn weight() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=i64::from(BackendSpec::MAX_WEIGHT))
+}
+
+pub fn run(args: BackendArgs, client: &Client) -> Result<(), Failure> {
+    let json = args.json.json;
+    let set = |backend: Backend, admin, reason: Reason| {
+        let change = AdminChange {
+            admin,
+            reason: reason.reason,
+        };
+        wait(client.backend_admin(&backend.service, backend.address, &change))
+    };
+    let changed = match args.verb {
+        BackendVerb::List { service } => {
+            let backends = wait(client.backends(service.as_deref()))??;
+            if json {
+                return output::print_json(&backends);
+            }
+            return output::print(&table(&backends, None, Style::stdout()));
+        }
+        BackendVerb::Add { backend, weight } => {
+            let add = BackendAdd {
+                address: backend.address,
+                weight,
+            };
+            wait(client.backend_add(&backend.service, &add))
+        }
+        BackendVerb::Remove { backend } => {
+            wait(client.backend_remove(&backend.service, backend.address))
+        }
+        BackendVerb::Drain { backend, reason } => set(backend, Admin::Draining, reason),
+        BackendVerb::Activate { backend, reason } => set(backend, Admin::Active, reason),
+        BackendVerb::Disable { backend, reason } => set(backend, Admin::Disabled, reason),
+        BackendVerb::Weight { backend, weight } => {
+            let change = WeightChange { weight };
+            wait(client.backend_weight(&backend.service, backend.address, &change))
+        }
+    }??;
+    output::print_changed(&changed, json)
+}
+
+/// The backends of one service (`table_size` known: with each one's share of the slots) or of several.
+pub fn table(backends: &[BackendDetail], table_size: Option<u32>, style: Style) -> String {
+    let header = [
+        if table_size.is_some() {
+            "SHARE"
+        } else {
+            "SERVICE"
+        },
+        "BACKEND",
+        "WEIGHT",
+        "ADMIN",
+        "HEALTH",
+        "ELIGIBLE",
+        "SLOTS",
+        "FLOWS",
+        "PACKETS",
+        "BYTES",
+        "NOTE",
+    ];
+    let rows = backends
+        .iter()
+        .map(|backend| {
+            let first = match table_size {
+                Some(size) => {
+                    let share = f64::from(backend.slots) * 100.0 / f64::from(size.max(1));
+                    format!("{share:.1} %")
+                }
+                None => backend.service.clone(),
+            };
+            vec![
+                Cell::new(first),
+                Cell::new(backend.address),
+                Cell::new(backend.weight),
+                style.cell(backend.admin, tone_of_admin(backend.admin)),
+                style.cell(backend.health, tone_of_health(backend.health)),
+                if backend.eligible {
+                    style.cell("yes", Tone::Good)
+                } else {
+                    style.cell("no", Tone::Bad)
+                },
+                Cell::new(count(u64::from(backend.slots))),
+                Cell::new(count(backend.flows)),
+                Cell::new(count(backend.packets)),
+                Cell::new(bytes(backend.bytes)),
+                Cell::new(note(backend)),
+            ]
+        })
+        .collect();
+    let numbers: &[usize] = match table_size {
+        Some(_) => &[0, 2, 6, 7, 8, 9],
+        None => &[2, 6, 7, 8, 9],
+    };
+    style.table(&header, numbers, rows)
+}
+
+fn tone_of_admin(admin: Admin) -> Tone {
+    match admin {
+        Admin::Active => Tone::Plain,
+        Admin::Draining => Tone::Doubtful,
+        Admin::Disabled => Tone::Bad,
+    }
+}
+
+fn tone_of_health(health: Health) -> Tone {
+    match health {
+        Health::Up => Tone::Good,
+        Health::Unknown => Tone::Doubtful,
+        Health::Down => Tone::Bad,
+    }
+}
+
+/// Why it is not eligible; else what is wrong although it is.
+fn note(backend: &BackendDetail) -> &str {
+    let unwell = backend.health != Health::Up;
+    backend
+        .not_eligible
+        .as_deref()
+        .or(backend.health_reason.as_deref().filter(|_| unwell))
+        .unwrap_or_default()
+}

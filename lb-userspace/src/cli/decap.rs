@@ -1,0 +1,49 @@
+//! `sluice decap`: what a backend runs to take `ipip` packets apart.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::{Failure, address, log, wait};
+use crate::dataplane;
+use crate::model::XdpMode;
+
+/// On a backend: take the outer header off packets from the balancers
+///
+/// Runs until SIGTERM or SIGINT, then detaches. For backends whose kernel has no ipip or ip6tnl device, or that
+/// want the work done in XDP. The VIP must be on the backend's loopback: `ip address add 203.0.113.10/32 dev lo`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sudo sluice decap --interface eth0 --allow 192.0.2.10 --allow 192.0.2.11
+  sudo sluice decap --interface eth0 --xdp-mode generic --allow 2001:db8::10")]
+pub struct DecapArgs {
+    /// The interface on which packets from the balancers arrive
+    #[arg(long, value_name = "IF")]
+    interface: String,
+    /// How to attach: native where the driver can, else generic; or only the one named
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_mode)]
+    xdp_mode: XdpMode,
+    /// Take packets from these outer source addresses only (repeat it); without it, from every one
+    #[arg(long, value_name = "ADDRESS", value_parser = address::ip, num_args = 1..)]
+    allow: Vec<IpAddr>,
+    #[command(flatten)]
+    log: log::LogArgs,
+}
+
+fn parse_mode(text: &str) -> Result<XdpMode, String> {
+    match text {
+        "auto" => Ok(XdpMode::Auto),
+        "native" => Ok(XdpMode::Native),
+        "generic" => Ok(XdpMode::Generic),
+        other => Err(format!(
+            "`{other}` is not an XDP mode; write auto, native or generic"
+        )),
+    }
+}
+
+pub fn run(args: DecapArgs) -> Result<(), Failure> {
+    log::start(&args.log)?;
+    let decap = dataplane::decap::run(&args.interface, args.xdp_mode, args.allow);
+    Ok(wait(decap)??)
+}

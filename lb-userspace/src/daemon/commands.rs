@@ -1,0 +1,312 @@
+//! What the control socket may ask: each command either happens wholly, or not at all.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::api::dto::{
+    AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange,
+};
+use crate::config;
+use crate::dataplane;
+use crate::model::BackendSpec;
+use crate::state::{AdminRecord, ChangeError, Effective, Overlay};
+
+use super::owner::{Ending, Owner};
+
+impl Owner {
+    /// Answers one command. `Some`: the daemon is to end.
+    pub(super) fn command(&mut self, command: Command) -> Option<Ending> {
+        // A caller that went away does not undo what it asked for, so failed sends are ignored.
+        match command {
+            Command::Status(reply) => drop(reply.send(Ok(self.status()))),
+            Command::Services(reply) => drop(reply.send(Ok(self.service_summaries()))),
+            Command::Service { name, reply } => {
+                drop(reply.send(self.service_detail(&name).ok_or_else(|| no_service(&name))));
+            }
+            Command::ServiceAdd { caller, add, reply } => {
+                drop(reply.send(self.service_add(&caller, add)))
+            }
+            Command::ServiceRemove {
+                caller,
+                name,
+                reply,
+            } => drop(reply.send(self.service_remove(&caller, &name))),
+            Command::Backends { service, reply } => {
+                drop(reply.send(self.backends(service.as_deref())))
+            }
+            Command::BackendAdd {
+                caller,
+                service,
+                add,
+                reply,
+            } => {
+                drop(reply.send(self.backend_add(&caller, &service, &add)));
+            }
+            Command::BackendRemove {
+                caller,
+                service,
+                address,
+                reply,
+            } => {
+                drop(reply.send(self.backend_remove(&caller, &service, address)));
+            }
+            Command::BackendAdmin {
+                caller,
+                service,
+                address,
+                change,
+                reply,
+            } => {
+                drop(reply.send(self.backend_admin(&caller, &service, address, change)));
+            }
+            Command::BackendWeight {
+                caller,
+                service,
+                address,
+                change,
+                reply,
+            } => {
+                drop(reply.send(self.backend_weight(&caller, &service, address, &change)));
+            }
+            Command::Reload(reply) => {
+                let result = self
+                    .reload()
+                    .map_err(|error| ApiError::Invalid(format!("{error:#}")));
+                drop(reply.send(result));
+            }
+            Command::Detach(reply) => {
+                let result = dataplane::detach(&self.config.node.pin);
+                let ended = result.is_ok();
+                let answer = result.map(|freed| Changed {
+                    message: match freed.as_slice() {
+                        [] => "the data path was not attached".to_owned(),
+                        names => format!(
+                            "the data path is detached from {}; the daemon ends",
+                            names.join(", ")
+                        ),
+                    },
+                    changed: !freed.is_empty(),
+                    ..Changed::default()
+                });
+                drop(reply.send(answer.map_err(|error| ApiError::Failed(format!("{error:#}")))));
+                return ended.then_some(Ending::Detached);
+            }
+        }
+        None
+    }
+
+    fn backends(
+        &self,
+        service: Option<&str>,
+    ) -> Result<Vec<crate::api::dto::BackendDetail>, ApiError> {
+        match service {
+            Some(name) => Ok(self
+                .service_detail(name)
+                .ok_or_else(|| no_service(name))?
+                .backends),
+            None => Ok(self.backend_details()),
+        }
+    }
+
+    fn service_add(&mut self, caller: &Caller, add: ServiceAdd) -> Result<Changed, ApiError> {
+        let spec = config::parse_service(add.service)
+            .map_err(|error| ApiError::Invalid(error.to_string()))?;
+        let message = format!("service {:?} is added at {}", spec.name, spec.key);
+        self.change(caller, message, |overlay, _, services| {
+            if services.iter().any(|s| s.spec.name == spec.name) {
+                return Err(ChangeError::Conflict(format!(
+                    "service {:?} exists already",
+                    spec.name
+                )));
+            }
+            overlay.add_service(spec)
+        })
+    }
+
+    fn service_remove(&mut self, caller: &Caller, name: &str) -> Result<Changed, ApiError> {
+        self.change(
+            caller,
+            format!("service {name:?} is removed"),
+            |overlay, file, _| overlay.remove_service(name, file),
+        )
+    }
+
+    fn backend_add(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        add: &BackendAdd,
+    ) -> Result<Changed, ApiError> {
+        let weight = add.weight.unwrap_or(1);
+        check_weight(weight)?;
+        if let Some(why) = config::unusable(add.address) {
+            return Err(ApiError::Invalid(format!(
+                "backend {} is {why}",
+                add.address
+            )));
+        }
+        let message = format!(
+            "backend {} is added to {service:?} with weight {weight}",
+            add.address
+        );
+        self.change(caller, message, |overlay, _, services| {
+            let service = find(services, service)?;
+            overlay.add_backend(
+                service,
+                &BackendSpec {
+                    address: add.address,
+                    weight,
+                },
+            )
+        })
+    }
+
+    fn backend_remove(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        address: IpAddr,
+    ) -> Result<Changed, ApiError> {
+        self.change(
+            caller,
+            format!("backend {address} is removed from {service:?}"),
+            |overlay, _, services| {
+                let service = find_backend(services, service, address)?;
+                overlay.remove_backend(service, address)
+            },
+        )
+    }
+
+    fn backend_admin(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        address: IpAddr,
+        change: AdminChange,
+    ) -> Result<Changed, ApiError> {
+        let message = format!("backend {address} of {service:?} is {}", change.admin);
+        let already = self
+            .state
+            .service(service)
+            .and_then(|s| s.backend(address))
+            .is_some_and(|b| {
+                b.admin.admin == change.admin
+                    && (change.reason.is_none() || b.admin.reason == change.reason)
+            });
+        if already {
+            return Ok(Changed {
+                message: format!("{message} already"),
+                ..Changed::default()
+            });
+        }
+        let record = AdminRecord {
+            admin: change.admin,
+            reason: change.reason,
+            by: Some(caller.user.clone()),
+            at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .map(|t| t.as_secs()),
+        };
+        self.change(caller, message, |overlay, _, services| {
+            overlay.set_admin(find_backend(services, service, address)?, address, record);
+            Ok(())
+        })
+    }
+
+    fn backend_weight(
+        &mut self,
+        caller: &Caller,
+        service: &str,
+        address: IpAddr,
+        change: &WeightChange,
+    ) -> Result<Changed, ApiError> {
+        check_weight(change.weight)?;
+        let message = format!(
+            "backend {address} of {service:?} has weight {}",
+            change.weight
+        );
+        self.change(caller, message, |overlay, _, services| {
+            overlay.set_weight(
+                find_backend(services, service, address)?,
+                address,
+                change.weight,
+            );
+            Ok(())
+        })
+    }
+
+    fn change(
+        &mut self,
+        caller: &Caller,
+        message: String,
+        change: impl FnOnce(
+            &mut Overlay,
+            &[crate::model::ServiceSpec],
+            &[Effective],
+        ) -> Result<(), ChangeError>,
+    ) -> Result<Changed, ApiError> {
+        let mut changed = false;
+        let result = self.commit(|owner| {
+            changed = owner.state.change(change)?;
+            Ok(message)
+        });
+        match result {
+            Ok(answer) if changed => {
+                tracing::info!(user = caller.user, uid = caller.uid, "{}", answer.message);
+                Ok(answer)
+            }
+            Ok(answer) => Ok(Changed {
+                message: format!("{} already", answer.message),
+                changed: false,
+                ..answer
+            }),
+            Err(error) => Err(match error.downcast::<ChangeError>() {
+                Ok(ChangeError::NotFound(text)) => ApiError::NotFound(text),
+                Ok(ChangeError::Conflict(text)) => ApiError::Conflict(text),
+                Ok(ChangeError::Invalid(text)) => ApiError::Invalid(text),
+                Err(error) => match error.downcast::<crate::plan::PlanError>() {
+                    Ok(error) => ApiError::Conflict(error.to_string()),
+                    Err(error) => ApiError::Failed(format!("{error:#}")),
+                },
+            }),
+        }
+    }
+}
+
+fn no_service(name: &str) -> ApiError {
+    ApiError::NotFound(format!(
+        "there is no service {name:?}: `sluice service list` names those that are"
+    ))
+}
+
+fn find<'a>(services: &'a [Effective], name: &str) -> Result<&'a Effective, ChangeError> {
+    services
+        .iter()
+        .find(|service| service.spec.name == name)
+        .ok_or_else(|| ChangeError::NotFound(no_service(name).to_string()))
+}
+
+fn find_backend<'a>(
+    services: &'a [Effective],
+    name: &str,
+    address: IpAddr,
+) -> Result<&'a Effective, ChangeError> {
+    let service = find(services, name)?;
+    if service.backend(address).is_none() {
+        return Err(ChangeError::NotFound(format!(
+            "service {name:?} has no backend {address}: `sluice backend list {name}` names those that it has"
+        )));
+    }
+    Ok(service)
+}
+
+fn check_weight(weight: u32) -> Result<(), ApiError> {
+    if weight > BackendSpec::MAX_WEIGHT {
+        return Err(ApiError::Invalid(format!(
+            "weight {weight} is too large: 0 (no new flows) to {} is possible",
+            BackendSpec::MAX_WEIGHT
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The daemon: wires probes, netlink, control socket, metrics and data plane to one owner loop.
+//!
+//! Owns: start, order, end. Does not own: what is decided (`state`, `plan`), nor how (`owner`).
+
+mod commands;
+mod owner;
+mod report;
+mod seed;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::config;
+use crate::dataplane::attach;
+use crate::dataplane::kernel::KernelDataPlane;
+use crate::dataplane::pin_directory;
+use crate::health::Prober;
+use crate::metrics::{self, Snapshot, Source};
+use crate::model::Config;
+use crate::netlink;
+
+use owner::{Ending, Owner};
+
+/// Events waiting for the owner; senders wait when it is full.
+const QUEUE: usize = 1_024;
+
+/// Runs until SIGTERM, SIGINT or `detach`. SIGTERM leaves the data path forwarding.
+///
+/// # Errors
+/// Whatever keeps it from starting, with the way out. Nothing is attached or replaced then.
+pub async fn run(config_path: PathBuf) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let config = config::load(&config_path)?;
+    require_interfaces(&config)?;
+    attach::prepare(&pin_directory(&config.node.pin))?;
+    let control = api::server::bind(&config.socket)?;
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("metrics.listen = \"{address}\" cannot be served; choose another, or \"off\"")
+        })?),
+        None => None,
+    };
+    let hash_seed = seed::obtain(&config.node)?;
+    let plane = KernelDataPlane::load(&hash_seed, &config.capacity)?;
+
+    let (health_events, health) = mpsc::channel(QUEUE);
+    let (hop_events, hops) = mpsc::channel(QUEUE);
+    let (commands, command_queue) = mpsc::channel(QUEUE);
+    let (snapshots, snapshot_queue) = mpsc::channel(16);
+    let (readiness, not_ready) = watch::channel(vec!["starting".to_owned()]);
+    let prober = Prober::spawn(health_events);
+    let next_hops = netlink::spawn(hop_events).await.context("netlink")?;
+
+    let stop = CancellationToken::new();
+    let control = tokio::spawn(api::server::serve(
+        control,
+        commands,
+        stop.clone().cancelled_owned(),
+    ));
+    let scrapes = metrics_listener.map(|listener| {
+        let source = Scrapes {
+            snapshots,
+            not_ready,
+        };
+        tokio::spawn(metrics::serve(
+            listener,
+            source,
+            stop.clone().cancelled_owned(),
+        ))
+    });
+
+    tracing::info!(config = %config_path.display(), socket = %config.socket.display(), "started");
+    let mut owner = Owner::new(config_path, config, plane, prober, next_hops, readiness);
+    let inputs = owner::Inputs {
+        health,
+        hops,
+        commands: command_queue,
+        snapshots: snapshot_queue,
+    };
+    let ending = owner
+        .run(
+            inputs,
+            async {
+                tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                }
+            },
+            &mut hangup,
+        )
+        .await;
+    match ending {
+        Ending::Signal(name) => tracing::info!(
+            "{name}: ending; the data path goes on forwarding (`sluice detach` takes it down)"
+        ),
+        Ending::Detached => tracing::info!("detached: ending"),
+    }
+    stop.cancel();
+    // Open requests are answered (bounded by the servers) before the process ends.
+    let _ = control.await;
+    if let Some(scrapes) = scrapes {
+        let _ = scrapes.await;
+    }
+    Ok(())
+}
+
+/// Every named interface must exist: a typing error must not become a balancer without traffic.
+fn require_interfaces(config: &Config) -> Result<()> {
+    for interface in &config.node.interfaces {
+        ensure!(
+            nix::net::if_::if_nametoindex(interface.as_str()).is_ok(),
+            "node.interfaces names {interface:?}, which does not exist here; `ip link` lists the interfaces"
+        );
+    }
+    Ok(())
+}
+
+/// The metrics server's way to the owner loop.
+struct Scrapes {
+    snapshots: mpsc::Sender<oneshot::Sender<Snapshot>>,
+    not_ready: watch::Receiver<Vec<String>>,
+}
+
+impl Source for Scrapes {
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.snapshots
+            .send(reply)
+            .await
+            .context("the daemon is ending")?;
+        answer.await.context("the daemon is ending")
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        self.not_ready.borrow().clone()
+    }
+}

@@ -1,0 +1,412 @@
+//! The owner loop: the only one who changes state and data plane. Events come in, plans are applied, answers go out.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::BackendCounters;
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::api::dto::{Changed, Command};
+use crate::config;
+use crate::dataplane::attach::{self, Attachment, BALANCER_PREFIX};
+use crate::dataplane::kernel::KernelDataPlane;
+use crate::dataplane::{DataPlane as _, Operation, pin_directory};
+use crate::health::{HealthEvent, ProbeTarget, ProberHandle};
+use crate::maglev::Moves;
+use crate::metrics::Snapshot;
+use crate::model::Config;
+use crate::netlink::{NextHopEvent, NextHopsHandle};
+use crate::plan::Installed;
+use crate::state::{BackendRef, State};
+
+/// How long the first attachment waits for first verdicts beyond the longest probe timeout: probes start within 0.2 s, next hops
+/// are known within 0.5 s.
+const FIRST_VERDICTS: Duration = Duration::from_secs(1);
+/// A probe that may take longer than this does not hold up the start.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A plan that could not be applied is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the loop ended.
+pub enum Ending {
+    Signal(&'static str),
+    Detached,
+}
+
+/// Everything that wakes the loop.
+pub struct Inputs {
+    pub health: mpsc::Receiver<HealthEvent>,
+    pub hops: mpsc::Receiver<NextHopEvent>,
+    pub commands: mpsc::Receiver<Command>,
+    pub snapshots: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+}
+
+pub struct Owner {
+    pub(super) config_path: PathBuf,
+    pub(super) config: Config,
+    pub(super) config_loaded: SystemTime,
+    pub(super) config_error: Option<String>,
+    pub(super) started: Instant,
+    pub(super) state: State,
+    pub(super) installed: Installed,
+    pub(super) plane: KernelDataPlane,
+    pub(super) prober: ProberHandle,
+    pub(super) targets: HashMap<ProbeTarget, Vec<BackendRef>>,
+    next_hops: NextHopsHandle,
+    pub(super) attachments: Vec<Attachment>,
+    /// When the data path is attached even if not every backend has a verdict.
+    attach_by: Instant,
+    /// Why the last plan could not be applied; then every slot is written again.
+    pub(super) apply_error: Option<String>,
+    pub(super) attach_error: Option<String>,
+    pub(super) table_changes: u64,
+    /// Counted for backends whose ids are gone.
+    pub(super) retired: BackendCounters,
+    readiness: watch::Sender<Vec<String>>,
+}
+
+impl Owner {
+    pub fn new(
+        config_path: PathBuf,
+        config: Config,
+        plane: KernelDataPlane,
+        prober: ProberHandle,
+        next_hops: NextHopsHandle,
+        readiness: watch::Sender<Vec<String>>,
+    ) -> Self {
+        let longest = config
+            .services
+            .iter()
+            .map(|s| s.health.timeout)
+            .max()
+            .unwrap_or_default();
+        Self {
+            config_path,
+            config_loaded: SystemTime::now(),
+            config_error: None,
+            started: Instant::now(),
+            state: State::new(&config),
+            installed: Installed::new(config.capacity),
+            config,
+            plane,
+            prober,
+            targets: HashMap::new(),
+            next_hops,
+            attachments: Vec::new(),
+            attach_by: Instant::now() + longest.min(LONGEST_WAIT) + FIRST_VERDICTS,
+            apply_error: None,
+            attach_error: None,
+            table_changes: 0,
+            retired: BackendCounters::default(),
+            readiness,
+        }
+    }
+
+    pub async fn run(
+        &mut self,
+        mut inputs: Inputs,
+        ending: impl Future<Output = &'static str>,
+        reload: &mut Signal,
+    ) -> Ending {
+        tokio::pin!(ending);
+        self.watch();
+        self.settle();
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                name = &mut ending => return Ending::Signal(name),
+                _ = reload.recv() => {
+                    // The outcome is in the log and in `status`.
+                    let _ = self.reload();
+                }
+                Some(command) = inputs.commands.recv() => {
+                    if let Some(detached) = self.command(command) {
+                        return detached;
+                    }
+                }
+                Some(event) = inputs.health.recv() => {
+                    self.health(event);
+                    while let Ok(event) = inputs.health.try_recv() {
+                        self.health(event);
+                    }
+                }
+                Some(event) = inputs.hops.recv() => {
+                    self.hop(event);
+                    while let Ok(event) = inputs.hops.try_recv() {
+                        self.hop(event);
+                    }
+                }
+                Some(reply) = inputs.snapshots.recv() => {
+                    // A scraper that went away is no concern.
+                    let _ = reply.send(self.snapshot());
+                    continue;
+                }
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            self.settle();
+        }
+    }
+
+    /// The next moment something is due without an event.
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        if self.apply_error.is_some() || self.attach_error.is_some() {
+            now + RETRY
+        } else if self.attachments.is_empty() {
+            self.attach_by.max(now)
+        } else {
+            now + Duration::from_secs(3_600)
+        }
+    }
+
+    /// Brings the data plane to what state says, attaches when it is time, and says whether the node is ready.
+    fn settle(&mut self) {
+        if let Err(error) = self.apply() {
+            let text = format!("{error:#}");
+            if self.apply_error.as_ref() != Some(&text) {
+                tracing::error!("the data plane could not be brought up to date: {text}");
+            }
+            self.apply_error = Some(text);
+        }
+        let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
+        if self.apply_error.is_none()
+            && due
+            && (self.attachments.is_empty() || self.attach_error.is_some())
+        {
+            self.attach_error = self
+                .attach(&self.config.clone())
+                .err()
+                .map(|error| format!("{error:#}"));
+            if let Some(error) = &self.attach_error {
+                tracing::error!("{error}");
+            }
+        }
+        let not_ready = self.not_ready();
+        self.readiness.send_if_modified(|old| {
+            let changed = *old != not_ready;
+            if changed && not_ready.is_empty() {
+                tracing::info!("ready");
+            }
+            *old = not_ready;
+            changed
+        });
+    }
+
+    /// Plans and applies. Returns what moved.
+    pub(super) fn apply(&mut self) -> Result<Moves> {
+        let plan = self
+            .installed
+            .plan(&self.state.desired(), self.apply_error.is_some())?;
+        if plan.operations.is_empty() {
+            self.installed = plan.after;
+            return Ok(plan.moves);
+        }
+        // Grace periods block this thread for some milliseconds.
+        tokio::task::block_in_place(|| -> Result<()> {
+            for operation in &plan.operations {
+                if let Operation::ClearBackend { id } = operation {
+                    let last = self.plane.backend_counters(*id);
+                    self.retired.packets += last.packets;
+                    self.retired.bytes += last.bytes;
+                    self.retired.flows += last.flows;
+                }
+                self.plane.apply(operation)?;
+            }
+            Ok(())
+        })
+        .inspect_err(|_| {
+            // Some operations may have happened: the next plan writes everything.
+            self.apply_error.get_or_insert_default();
+        })?;
+        self.installed = plan.after;
+        self.apply_error = None;
+        self.table_changes += plan.tables_changed;
+        if plan.tables_changed > 0 {
+            tracing::info!(
+                tables = plan.tables_changed,
+                slots_moved = plan.moves.moved,
+                in_excess = plan.moves.excess,
+                "lookup tables changed"
+            );
+        }
+        Ok(plan.moves)
+    }
+
+    /// Attaches to every named interface and lets go of others.
+    pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
+        let directory = pin_directory(&config.node.pin);
+        attach::prepare(&directory)?;
+        let mut attachments = Vec::new();
+        for interface in &config.node.interfaces {
+            let attachment = attach::attach(
+                self.plane.program(),
+                interface,
+                config.node.xdp_mode,
+                &directory,
+                BALANCER_PREFIX,
+            )?;
+            tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
+            if let Some(note) = &attachment.note {
+                tracing::warn!(interface, "{note}");
+            }
+            attachments.push(attachment);
+        }
+        let keep: Vec<_> = attachments.iter().map(|a| a.ifindex).collect();
+        for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
+            tracing::info!(
+                interface = freed,
+                "detached: not in node.interfaces any more"
+            );
+        }
+        self.attachments = attachments;
+        Ok(())
+    }
+
+    /// Tells probes and netlink what to look at.
+    pub(super) fn watch(&mut self) {
+        self.targets = self.state.probe_targets();
+        self.prober.watch(self.targets.keys().cloned().collect());
+        self.next_hops.watch(self.state.addresses());
+        // A target that was probed for another service has its verdict already.
+        for (target, backends) in &self.targets {
+            if let Some((health, reason, _)) = self.prober.current(target)
+                && health != crate::model::Health::Unknown
+            {
+                self.state
+                    .observe(backends, health, &reason, Instant::now());
+            }
+        }
+    }
+
+    fn health(&mut self, event: HealthEvent) {
+        let Some(backends) = self.targets.get(&event.target) else {
+            return;
+        };
+        for (service, address) in
+            self.state
+                .observe(backends, event.health, &event.reason, Instant::now())
+        {
+            tracing::info!(service, backend = %address, health = %event.health, reason = event.reason, "health");
+        }
+    }
+
+    fn hop(&mut self, event: NextHopEvent) {
+        if let crate::netlink::NextHopState::Unresolved(why) = &event.state {
+            tracing::warn!(backend = %event.address, "next hop unknown: {why}");
+        }
+        self.state.set_next_hop(event.address, event.state);
+    }
+
+    /// Reads the file again. On any error the old state keeps running.
+    pub(super) fn reload(&mut self) -> Result<Changed> {
+        match self.try_reload() {
+            Ok(changed) => {
+                self.config_error = None;
+                self.config_loaded = SystemTime::now();
+                tracing::info!("{}", changed.message);
+                Ok(changed)
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                tracing::error!(
+                    "{} is refused, the older configuration stays in force:\n{text}",
+                    self.config_path.display()
+                );
+                self.config_error = Some(text);
+                Err(error)
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<Changed> {
+        let config = config::load(&self.config_path)?;
+        unchangeable(&self.config, &config)?;
+        super::require_interfaces(&config)?;
+        self.commit(|owner| {
+            owner.state.reload(&config)?;
+            if config.node != owner.config.node && !owner.attachments.is_empty() {
+                owner.attach(&config).context("nothing was changed")?;
+            }
+            owner.config = config;
+            Ok("configuration loaded".to_owned())
+        })
+    }
+
+    /// Changes state by `change`, and the data plane with it; or neither.
+    pub(super) fn commit(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<Changed> {
+        let before = self.state.clone();
+        let config = self.config.clone();
+        let result = change(self).and_then(|message| {
+            let moves = self.apply()?;
+            Ok((message, moves))
+        });
+        match result {
+            Ok((message, moves)) => {
+                self.watch();
+                Ok(Changed {
+                    message,
+                    changed: true,
+                    slots_moved: moves.moved,
+                    slots_moved_in_excess: moves.excess,
+                })
+            }
+            Err(error) => {
+                self.state = before;
+                self.config = config;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        reasons.extend(self.apply_error.clone());
+        reasons.extend(self.attach_error.clone());
+        if self.attachments.is_empty() && reasons.is_empty() {
+            let unknown = self.state.unknown().into_iter().take(5);
+            reasons.extend(unknown.map(|(service, address)| {
+                format!("backend {address} of {service} has no verdict yet")
+            }));
+            if reasons.is_empty() {
+                reasons.push("not attached yet".to_owned());
+            }
+        }
+        reasons
+    }
+}
+
+/// Settings that are fixed while the data path is attached.
+fn unchangeable(old: &Config, new: &Config) -> Result<()> {
+    let refuse = |key: &str| {
+        anyhow::bail!(
+            "{key} cannot change while the daemon runs: put it back, or restart the daemon"
+        )
+    };
+    if old.node.hash_seed != new.node.hash_seed {
+        return refuse("node.hash_seed");
+    }
+    if old.node.pin != new.node.pin {
+        return refuse("node.pin");
+    }
+    if old.node.state != new.node.state {
+        return refuse("node.state");
+    }
+    if old.capacity != new.capacity {
+        return refuse("[capacity]");
+    }
+    if old.socket != new.socket {
+        return refuse("api.socket");
+    }
+    if old.metrics_listen != new.metrics_listen {
+        return refuse("metrics.listen");
+    }
+    Ok(())
+}

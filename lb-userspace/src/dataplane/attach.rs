@@ -1,0 +1,226 @@
+//! XDP programs on interfaces: attached through links that are pinned in bpffs, so that the data path outlives the daemon, and
+//! replaced atomically.
+//!
+//! A pin is named `<program>-<mode>-<ifindex>` (bpffs refuses dots, so not the interface's name).
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpMode as Flags};
+use aya::programs::{ProgramError, Xdp};
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::model::XdpMode;
+
+/// Where and how a program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub interface: String,
+    pub ifindex: u32,
+    /// Native or generic, never auto.
+    pub got: XdpMode,
+    /// Why generic, when native was tried.
+    pub note: Option<String>,
+}
+
+/// Makes the pin directory.
+///
+/// # Errors
+/// When it is not inside a mounted bpffs.
+pub fn prepare(directory: &Path) -> Result<()> {
+    // The nearest ancestor that exists tells the file system.
+    let existing = directory
+        .ancestors()
+        .find(|p| p.exists())
+        .context("no such path")?;
+    let kind = statfs(existing)
+        .with_context(|| format!("{}", existing.display()))?
+        .filesystem_type();
+    ensure!(
+        kind == BPF_FS_MAGIC,
+        "{} is not inside a BPF file system: mount it (`mount -t bpf bpf /sys/fs/bpf`) or set node.pin to a place in one",
+        directory.display()
+    );
+    fs::create_dir_all(directory).with_context(|| format!("pin directory {}", directory.display()))
+}
+
+/// Attaches a loaded program to an interface, or puts it in the place of the one that a pinned link holds.
+pub fn attach(
+    program: &mut Xdp,
+    interface: &str,
+    mode: XdpMode,
+    directory: &Path,
+    prefix: &str,
+) -> Result<Attachment> {
+    let ifindex = if_nametoindex(interface).map_err(|_| {
+        anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do; correct node.interfaces")
+    })?;
+    let attachment = |got, note| Attachment {
+        interface: interface.to_owned(),
+        ifindex,
+        got,
+        note,
+    };
+    for got in [XdpMode::Native, XdpMode::Generic] {
+        let pin = pin_path(directory, prefix, got, ifindex);
+        if !pin.exists() {
+            continue;
+        }
+        if mode == XdpMode::Auto || mode == got {
+            match replace(program, &pin) {
+                Ok(()) => return Ok(attachment(got, None)),
+                Err(error) => tracing::warn!(
+                    "{}: the pinned link is dead ({error:#}); attaching anew",
+                    pin.display()
+                ),
+            }
+        }
+        fs::remove_file(&pin).with_context(|| format!("{}", pin.display()))?;
+    }
+    let mut refused = None;
+    if mode != XdpMode::Generic {
+        match attach_new(
+            program,
+            interface,
+            Flags::Driver,
+            &pin_path(directory, prefix, XdpMode::Native, ifindex),
+        ) {
+            Ok(()) => return Ok(attachment(XdpMode::Native, None)),
+            Err(error) if mode == XdpMode::Native => {
+                return Err(error.context(format!(
+                    "{interface}: native XDP was asked for and is refused; xdp_mode = \"auto\" or \"generic\" may work"
+                )));
+            }
+            Err(error) => refused = Some(format!("native XDP refused: {error:#}")),
+        }
+    }
+    attach_new(
+        program,
+        interface,
+        Flags::Skb,
+        &pin_path(directory, prefix, XdpMode::Generic, ifindex),
+    )
+    .with_context(|| format!("{interface}: generic XDP"))?;
+    Ok(attachment(XdpMode::Generic, refused))
+}
+
+/// Takes off whatever is pinned in `directory` for interfaces that are not in `keep`.
+pub fn detach_others(directory: &Path, prefix: &str, keep: &[u32]) -> Result<Vec<String>> {
+    let mut freed = Vec::new();
+    for (pin, ifindex) in pins(directory, prefix)? {
+        if !keep.contains(&ifindex) {
+            fs::remove_file(&pin).with_context(|| format!("{}", pin.display()))?;
+            freed.push(name(ifindex));
+        }
+    }
+    Ok(freed)
+}
+
+/// Takes the whole data path down: removes every pin below `pin`. Returns the interfaces freed.
+pub fn detach(pin: &Path) -> Result<Vec<String>> {
+    let directory = super::pin_directory(pin);
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let freed = detach_others(&directory, BALANCER_PREFIX, &[])?;
+    for empty in [directory.as_path(), pin] {
+        match fs::remove_dir(empty) {
+            Ok(()) => {}
+            // Another layout version, or somebody's own pins.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => break,
+            Err(error) => return Err(error).with_context(|| format!("{}", empty.display())),
+        }
+    }
+    Ok(freed)
+}
+
+/// Prefix of the balancer's pins.
+pub const BALANCER_PREFIX: &str = "balancer";
+
+fn pin_path(directory: &Path, prefix: &str, mode: XdpMode, ifindex: u32) -> PathBuf {
+    directory.join(format!("{prefix}-{mode}-{ifindex}"))
+}
+
+/// The pins of a program: path and interface index.
+fn pins(directory: &Path, prefix: &str) -> Result<Vec<(PathBuf, u32)>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("{}", directory.display())),
+    };
+    let mut pins = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let ifindex = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| {
+                name.strip_prefix(prefix)?
+                    .strip_prefix('-')?
+                    .rsplit_once('-')?
+                    .1
+                    .parse()
+                    .ok()
+            });
+        if let Some(ifindex) = ifindex {
+            pins.push((path, ifindex));
+        }
+    }
+    Ok(pins)
+}
+
+fn name(ifindex: u32) -> String {
+    if_indextoname(ifindex)
+        .map(|name: CString| name.to_string_lossy().into_owned())
+        .unwrap_or_else(|_| format!("interface {ifindex} (gone)"))
+}
+
+/// Atomic: each packet meets the old program or the new one.
+fn replace(program: &mut Xdp, pin: &Path) -> Result<()> {
+    let link: FdLink = PinnedLink::from_pin(pin)?.into();
+    let link = XdpLink::try_from(link)?;
+    let id = program.attach_to_link(link)?;
+    // Only the pin keeps it attached from here on; dropping our descriptor takes nothing off.
+    drop(FdLink::try_from(program.take_link(id)?)?);
+    Ok(())
+}
+
+fn attach_new(program: &mut Xdp, interface: &str, flags: Flags, pin: &Path) -> Result<()> {
+    let id = program.attach(interface, flags).map_err(explain)?;
+    let link = program.take_link(id)?;
+    // aya falls back to netlink where the kernel says EINVAL; that attachment could not be pinned, and would die with us.
+    let Ok(link) = FdLink::try_from(link) else {
+        bail!("the kernel gives no link for XDP here (5.9 or newer is needed)")
+    };
+    link.pin(pin)
+        .with_context(|| format!("pin {}", pin.display()))?;
+    Ok(())
+}
+
+fn explain(error: ProgramError) -> anyhow::Error {
+    let io_error = match &error {
+        ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
+        _ => None,
+    };
+    match io_error {
+        Some(libc::EBUSY) => anyhow!(
+            "another XDP program is attached there already: `ip link` shows its id, `ip link set dev IF xdp off` takes it off"
+        ),
+        Some(libc::EOPNOTSUPP) => anyhow!("the driver does not do it"),
+        Some(libc::EPERM) => {
+            anyhow!("not permitted: run as root, or with CAP_BPF and CAP_NET_ADMIN")
+        }
+        _ => {
+            let mut text = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                text.push_str(&format!(": {source}"));
+            }
+            anyhow!(text)
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What the data plane holds, and who owns which id, number and range of slots.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_common::abi::{Route, ServiceEntry};
+use lb_common::address::Address;
+use lb_common::service::{Service, ServiceTuple, vip_bit};
+
+use super::PlanError;
+use crate::maglev::{self, Member};
+use crate::model::{Affinity, Capacity, ServiceKey};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstalledBackend {
+    pub id: u32,
+    pub route: Option<Route>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledService {
+    /// In the data plane; never reused while the maps live.
+    pub number: u32,
+    pub affinity: Affinity,
+    pub first_slot: u32,
+    /// Number of slots; 0 only before the first table.
+    pub size: u32,
+    pub backends: BTreeMap<IpAddr, InstalledBackend>,
+    /// Who shares the table, sorted by address.
+    pub members: Vec<Member>,
+    /// For each slot an index into `members`; empty: no backend.
+    pub table: Vec<u32>,
+}
+
+impl InstalledService {
+    pub(super) fn new(number: u32) -> Self {
+        Self {
+            number,
+            affinity: Affinity::default(),
+            first_slot: 0,
+            size: 0,
+            backends: BTreeMap::new(),
+            members: Vec::new(),
+            table: Vec::new(),
+        }
+    }
+
+    /// The backend id that slot `i` names; 0: none.
+    pub fn backend_of_slot(&self, i: u32) -> u32 {
+        let member = self
+            .table
+            .get(i as usize)
+            .and_then(|&m| self.members.get(m as usize));
+        member
+            .and_then(|m| self.backends.get(&m.identity))
+            .map_or(0, |backend| backend.id)
+    }
+
+    /// Slots that name this backend.
+    pub fn slots_of(&self, address: IpAddr) -> u32 {
+        let Some(member) = self.members.iter().position(|m| m.identity == address) else {
+            return 0;
+        };
+        self.table.iter().filter(|&&m| m as usize == member).count() as u32
+    }
+
+    /// Equal on two nodes ⇔ same slots.
+    pub fn digest(&self) -> Option<u64> {
+        (!self.table.is_empty()).then(|| maglev::digest(&self.members, &self.table))
+    }
+}
+
+/// The planner's mirror of the data plane. Cheap to clone: services are shared.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    pub capacity: Capacity,
+    pub services: BTreeMap<ServiceKey, Arc<InstalledService>>,
+    pub(super) egress: BTreeSet<u32>,
+    used_ids: BTreeSet<u32>,
+    /// Where to look for the next id: freed ones come round last.
+    next_id: u32,
+    next_number: u32,
+}
+
+impl Installed {
+    /// Nothing is installed.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            services: BTreeMap::new(),
+            egress: BTreeSet::new(),
+            used_ids: BTreeSet::new(),
+            next_id: 1,
+            // 0 is what cleared backend records say.
+            next_number: 1,
+        }
+    }
+
+    pub fn backends_used(&self) -> u64 {
+        self.used_ids.len() as u64
+    }
+
+    pub fn slots_used(&self) -> u64 {
+        self.services
+            .values()
+            .map(|service| u64::from(service.size))
+            .sum()
+    }
+
+    pub(super) fn take_number(&mut self) -> u32 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    pub(super) fn take_id(&mut self, key: &ServiceKey) -> Result<u32, PlanError> {
+        let limit = self.capacity.backends;
+        if self.used_ids.len() >= limit as usize {
+            let what = format!("one more backend (of service {key})");
+            return Err(PlanError::Capacity {
+                what,
+                key: "backends",
+                limit,
+            });
+        }
+        let candidates = (self.next_id..=limit).chain(1..self.next_id);
+        let id = candidates
+            .into_iter()
+            .find(|id| !self.used_ids.contains(id))
+            .expect("fewer used than there are");
+        self.used_ids.insert(id);
+        self.next_id = if id == limit { 1 } else { id + 1 };
+        Ok(id)
+    }
+
+    pub(super) fn release_id(&mut self, id: u32) {
+        self.used_ids.remove(&id);
+    }
+
+    /// First gap of `size` slots that neither `self` nor `before` uses.
+    pub(super) fn take_slots(
+        &self,
+        before: &Self,
+        size: u32,
+        key: &ServiceKey,
+    ) -> Result<u32, PlanError> {
+        let mut taken: Vec<_> = before
+            .services
+            .values()
+            .chain(self.services.values())
+            .map(|s| (s.first_slot, s.size))
+            .collect();
+        taken.sort_unstable();
+        let mut start = 0;
+        for (first, length) in taken {
+            if first >= start + size {
+                break;
+            }
+            start = start.max(first + length);
+        }
+        let limit = self.capacity.slots;
+        if u64::from(start) + u64::from(size) > u64::from(limit) {
+            let what = format!("the lookup table of {key} ({size} slots in one piece)");
+            return Err(PlanError::Capacity {
+                what,
+                key: "slots",
+                limit,
+            });
+        }
+        Ok(start)
+    }
+
+    /// Interfaces that routes lead through.
+    pub(super) fn interfaces(&self) -> BTreeSet<u32> {
+        let backends = self
+            .services
+            .values()
+            .flat_map(|service| service.backends.values());
+        backends
+            .filter_map(|backend| backend.route.map(|route| route.ifindex))
+            .collect()
+    }
+
+    /// The service table's entries: one for each service, and a note for each VIP.
+    pub(super) fn entries(&self) -> Vec<ServiceEntry> {
+        let mut vips: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        let mut entries = Vec::with_capacity(2 * self.services.len());
+        for (key, service) in &self.services {
+            let protocol = key.protocol.number();
+            *vips.entry(key.vip).or_default() |= vip_bit(protocol);
+            let tuple = ServiceTuple {
+                address: Address::from(key.vip),
+                port: key.port.to_be(),
+                protocol,
+            };
+            let data = Service {
+                number: service.number,
+                client_affinity: service.affinity == Affinity::ClientIp,
+                first_slot: service.first_slot,
+                slots: service.size,
+            };
+            entries.push(ServiceEntry::service(&tuple, data));
+        }
+        entries.extend(
+            vips.into_iter()
+                .map(|(vip, protocols)| ServiceEntry::vip(Address::from(vip), protocols)),
+        );
+        entries
+    }
+}

@@ -1,0 +1,310 @@
+//! From what is installed to what is desired: ordered operations.
+//!
+//! Pure. The order is what keeps packets safe: egress and backends are written before any slot names them, slots before the
+//! service table leads to them, and only after a grace period is anything cleared or given to somebody else.
+
+mod installed;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_common::abi::Route;
+use lb_common::slot::SlotWord;
+
+use crate::dataplane::Operation;
+use crate::maglev::{self, Member, Moves};
+use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
+
+pub use installed::{Installed, InstalledBackend, InstalledService};
+
+/// A service as the data plane should hold it.
+#[derive(Clone, Debug)]
+pub struct DesiredService {
+    pub key: ServiceKey,
+    pub affinity: Affinity,
+    pub table_size: TableSize,
+    pub on_empty: OnEmpty,
+    pub backends: Vec<DesiredBackend>,
+}
+
+#[derive(Clone, Debug)]
+pub struct DesiredBackend {
+    pub address: IpAddr,
+    pub weight: u32,
+    /// May get new flows.
+    pub eligible: bool,
+    /// May stay in the table when nobody is eligible (`on_empty = "keep"`).
+    pub may_keep: bool,
+    /// `None`: not known now; what is installed stays.
+    pub route: Option<Route>,
+}
+
+/// What to do, and what holds afterwards.
+#[derive(Debug)]
+pub struct Plan {
+    pub operations: Vec<Operation>,
+    pub moves: Moves,
+    /// Services whose lookup table changes.
+    pub tables_changed: u64,
+    /// The installed state once every operation is applied.
+    pub after: Installed,
+}
+
+/// Why there is no plan. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("{what} needs more than capacity.{key} = {limit}: raise it in sluice.toml and restart")]
+    Capacity {
+        what: String,
+        key: &'static str,
+        limit: u32,
+    },
+}
+
+impl Installed {
+    /// Plans the way to `desired`, which is sorted by key. `full`: write every slot, whatever is believed to be there.
+    pub fn plan(&self, desired: &[DesiredService], full: bool) -> Result<Plan, PlanError> {
+        let mut planner = Planner {
+            before: self,
+            after: self.clone(),
+            full,
+            backends: Vec::new(),
+            slots: Vec::new(),
+            freed: Vec::new(),
+            moves: Moves::default(),
+            tables_changed: 0,
+        };
+        planner.remove_services(desired);
+        for service in desired {
+            planner.service(service)?;
+        }
+        planner.finish()
+    }
+}
+
+struct Planner<'a> {
+    before: &'a Installed,
+    after: Installed,
+    full: bool,
+    backends: Vec<Operation>,
+    slots: Vec<(u32, SlotWord)>,
+    /// Backend ids that nothing will name once the plan is through.
+    freed: Vec<u32>,
+    moves: Moves,
+    tables_changed: u64,
+}
+
+impl Planner<'_> {
+    fn remove_services(&mut self, desired: &[DesiredService]) {
+        let gone: Vec<_> = self
+            .before
+            .services
+            .keys()
+            .filter(|key| {
+                desired
+                    .binary_search_by_key(*key, |service| service.key)
+                    .is_err()
+            })
+            .copied()
+            .collect();
+        for key in gone {
+            if let Some(service) = self.after.services.remove(&key) {
+                self.freed
+                    .extend(service.backends.values().map(|backend| backend.id));
+            }
+        }
+    }
+
+    fn service(&mut self, desired: &DesiredService) -> Result<(), PlanError> {
+        let old = self.before.services.get(&desired.key).cloned();
+        let size = table_size(desired, old.as_deref());
+        let mut service = match &old {
+            Some(old) => InstalledService::clone(old),
+            None => InstalledService::new(self.after.take_number()),
+        };
+        service.affinity = desired.affinity;
+        self.backends(desired, &mut service)?;
+        let members = members(desired, old.as_deref());
+        let fresh_range = service.size != size;
+        if fresh_range {
+            // The old range stays as it is until the grace period; nobody else may get it in this plan.
+            service.first_slot = self.after.take_slots(self.before, size, &desired.key)?;
+            service.size = size;
+        }
+        if fresh_range || members != service.members {
+            let table = maglev::build(&members, size);
+            if old.is_some() {
+                let moved = maglev::compare((&service.members, &service.table), (&members, &table));
+                self.moves.moved += moved.moved;
+                self.moves.excess += moved.excess;
+            }
+            self.tables_changed += 1;
+            service.members = members;
+            service.table = table;
+        }
+        self.write_slots(old.as_deref(), &service, fresh_range);
+        self.after.services.insert(desired.key, Arc::new(service));
+        Ok(())
+    }
+
+    /// Gives ids to new backends, takes them from removed ones, and writes routes that changed.
+    fn backends(
+        &mut self,
+        desired: &DesiredService,
+        service: &mut InstalledService,
+    ) -> Result<(), PlanError> {
+        let gone: Vec<_> = service
+            .backends
+            .keys()
+            .filter(|a| desired.backends.iter().all(|b| b.address != **a))
+            .copied()
+            .collect();
+        for address in gone {
+            if let Some(backend) = service.backends.remove(&address) {
+                self.freed.push(backend.id);
+            }
+        }
+        for backend in &desired.backends {
+            let installed = match service.backends.get(&backend.address) {
+                Some(installed) => *installed,
+                None => InstalledBackend {
+                    id: self.after.take_id(&desired.key)?,
+                    route: None,
+                },
+            };
+            let new = !service.backends.contains_key(&backend.address);
+            let changed = backend.route.is_some() && backend.route != installed.route;
+            let route = if changed {
+                backend.route
+            } else {
+                installed.route
+            };
+            if new || changed || self.full {
+                self.backends.push(Operation::WriteBackend {
+                    id: installed.id,
+                    service: service.number,
+                    route: route.unwrap_or(Route::NONE),
+                });
+            }
+            service.backends.insert(
+                backend.address,
+                InstalledBackend {
+                    id: installed.id,
+                    route,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// The slots that differ from what stands there.
+    fn write_slots(
+        &mut self,
+        old: Option<&InstalledService>,
+        new: &InstalledService,
+        fresh_range: bool,
+    ) {
+        let unchanged = old.filter(|_| !fresh_range && !self.full);
+        if let Some(old) = unchanged
+            && old.table == new.table
+            && old.members == new.members
+            && old
+                .backends
+                .iter()
+                .map(|(a, b)| (a, b.id))
+                .eq(new.backends.iter().map(|(a, b)| (a, b.id)))
+        {
+            return;
+        }
+        for i in 0..new.size {
+            let id = new.backend_of_slot(i);
+            if unchanged.is_none_or(|old| old.backend_of_slot(i) != id) {
+                self.slots.push((new.first_slot + i, SlotWord::steady(id)));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Plan, PlanError> {
+        let mut operations = Vec::new();
+        for ifindex in self.after.interfaces() {
+            if self.full || self.after.egress.insert(ifindex) {
+                operations.push(Operation::AllowEgress { ifindex });
+            }
+        }
+        operations.append(&mut self.backends);
+        if !self.slots.is_empty() {
+            operations.push(Operation::WriteSlots { slots: self.slots });
+        }
+        let entries = self.after.entries();
+        let limit = self.after.capacity.services;
+        if self.after.services.len() > limit as usize {
+            let what = format!("{} services", self.after.services.len());
+            return Err(PlanError::Capacity {
+                what,
+                key: "services",
+                limit,
+            });
+        }
+        if self.full || entries != self.before.entries() {
+            operations.push(Operation::SetServices { entries });
+        }
+        // Also when only slots moved out of a range: it may be given away by the next plan.
+        let ranges_freed = self.before.services.iter().any(|(key, old)| {
+            self.after
+                .services
+                .get(key)
+                .is_none_or(|new| new.first_slot != old.first_slot)
+        });
+        if !self.freed.is_empty() || ranges_freed {
+            operations.push(Operation::Grace);
+        }
+        for id in self.freed {
+            operations.push(Operation::ClearBackend { id });
+            self.after.release_id(id);
+        }
+        Ok(Plan {
+            operations,
+            moves: self.moves,
+            tables_changed: self.tables_changed,
+            after: self.after,
+        })
+    }
+}
+
+/// A table keeps its size for the service's life unless it is set by hand, or too small for its backends.
+fn table_size(desired: &DesiredService, old: Option<&InstalledService>) -> u32 {
+    match (desired.table_size, old) {
+        (TableSize::Auto, Some(old)) if old.size as usize >= desired.backends.len() => old.size,
+        (size, _) => size.resolve(desired.backends.len()),
+    }
+}
+
+/// Who shares the table.
+fn members(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<Member> {
+    let member = |backend: &DesiredBackend| Member {
+        identity: backend.address,
+        weight: backend.weight,
+    };
+    let mut members: Vec<_> = desired
+        .backends
+        .iter()
+        .filter(|b| b.eligible)
+        .map(member)
+        .collect();
+    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
+        // The last table stays, less those that were removed or disabled.
+        let present: BTreeMap<_, _> = desired.backends.iter().map(|b| (b.address, b)).collect();
+        let last = old.map_or(&[][..], |old| &old.members);
+        members = last
+            .iter()
+            .filter(|m| present.get(&m.identity).is_some_and(|b| b.may_keep))
+            .cloned()
+            .collect();
+    }
+    members.sort_by_key(|member| member.identity);
+    members
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! What should be: the file ⊕ the overlay of run-time changes, joined with what probes and netlink say.
+//!
+//! Pure: no clock but the one passed in, no IO. Owns: who is eligible, and why not. Does not own: how the data plane gets there
+//! (`plan`).
+
+mod eligible;
+mod overlay;
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use crate::health::ProbeTarget;
+use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
+use crate::netlink::NextHopState;
+use crate::plan::{DesiredBackend, DesiredService};
+
+pub use eligible::{eligibility, route};
+pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay};
+
+/// What is known of one backend's health.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub health: Health,
+    pub reason: String,
+    pub since: Instant,
+}
+
+/// A backend of a service, by name and address.
+pub type BackendRef = (String, IpAddr);
+
+/// Everything the control plane knows.
+#[derive(Clone, Debug)]
+pub struct State {
+    node: NodeSpec,
+    file: Vec<ServiceSpec>,
+    overlay: Overlay,
+    /// File ⊕ overlay, kept ready.
+    effective: Vec<Effective>,
+    /// By backend, not by probe: a reload that changes the probe carries what is known until the new probe's first verdict.
+    health: HashMap<BackendRef, Observed>,
+    next_hops: HashMap<IpAddr, NextHopState>,
+}
+
+impl State {
+    pub fn new(config: &Config) -> Self {
+        let mut state = Self {
+            node: config.node.clone(),
+            file: config.services.clone(),
+            overlay: Overlay::default(),
+            effective: Vec::new(),
+            health: HashMap::new(),
+            next_hops: HashMap::new(),
+        };
+        state.effective = state
+            .overlay
+            .merge(&state.file)
+            .expect("without run-time changes nothing conflicts with a checked file");
+        state
+    }
+
+    pub fn services(&self) -> &[Effective] {
+        &self.effective
+    }
+
+    pub fn service(&self, name: &str) -> Option<&Effective> {
+        self.effective
+            .iter()
+            .find(|service| service.spec.name == name)
+    }
+
+    /// Puts another file in the place of the old one; run-time changes, health and next hops stay.
+    pub fn reload(&mut self, config: &Config) -> Result<(), ChangeError> {
+        let effective = self.overlay.merge(&config.services)?;
+        self.node = config.node.clone();
+        self.file = config.services.clone();
+        self.adopt(effective);
+        Ok(())
+    }
+
+    /// Makes a run-time change, or none at all. `change` edits a copy of the overlay.
+    pub fn change(
+        &mut self,
+        change: impl FnOnce(&mut Overlay, &[ServiceSpec], &[Effective]) -> Result<(), ChangeError>,
+    ) -> Result<bool, ChangeError> {
+        let mut overlay = self.overlay.clone();
+        change(&mut overlay, &self.file, &self.effective)?;
+        let effective = overlay.merge(&self.file)?;
+        let changed = effective != self.effective;
+        self.overlay = overlay;
+        self.adopt(effective);
+        Ok(changed)
+    }
+
+    fn adopt(&mut self, effective: Vec<Effective>) {
+        self.effective = effective;
+        let known: HashSet<BackendRef> = self.backends().collect();
+        self.health.retain(|backend, _| known.contains(backend));
+        let addresses = self.addresses();
+        self.next_hops
+            .retain(|address, _| addresses.contains(address));
+    }
+
+    fn backends(&self) -> impl Iterator<Item = BackendRef> + '_ {
+        self.effective
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| (s.spec.name.clone(), b.address)))
+    }
+
+    /// Addresses whose next hops are needed.
+    pub fn addresses(&self) -> HashSet<IpAddr> {
+        self.effective
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| b.address))
+            .collect()
+    }
+
+    /// What to probe, and for which backends the result counts.
+    pub fn probe_targets(&self) -> HashMap<ProbeTarget, Vec<BackendRef>> {
+        let mut targets: HashMap<ProbeTarget, Vec<BackendRef>> = HashMap::new();
+        for service in &self.effective {
+            for backend in &service.backends {
+                let target = probe_target(service.spec.key, &service.spec.health, backend.address);
+                targets
+                    .entry(target)
+                    .or_default()
+                    .push((service.spec.name.clone(), backend.address));
+            }
+        }
+        targets
+    }
+
+    /// Takes in a verdict of a probe. Returns the backends whose health changed.
+    pub fn observe(
+        &mut self,
+        backends: &[BackendRef],
+        health: Health,
+        reason: &str,
+        now: Instant,
+    ) -> Vec<BackendRef> {
+        let known: HashSet<BackendRef> = self.backends().collect();
+        let mut flipped = Vec::new();
+        for backend in backends.iter().filter(|backend| known.contains(*backend)) {
+            let old = self.health.get(backend);
+            let since = match old {
+                Some(old) if old.health == health => old.since,
+                _ => {
+                    flipped.push(backend.clone());
+                    now
+                }
+            };
+            self.health.insert(
+                backend.clone(),
+                Observed {
+                    health,
+                    reason: reason.to_owned(),
+                    since,
+                },
+            );
+        }
+        flipped
+    }
+
+    pub fn set_next_hop(&mut self, address: IpAddr, next_hop: NextHopState) {
+        self.next_hops.insert(address, next_hop);
+    }
+
+    pub fn observed(&self, service: &str, address: IpAddr) -> Option<&Observed> {
+        // A look-up by (&str, IpAddr) needs an owned key; these maps are small and this is no hot path.
+        self.health.get(&(service.to_owned(), address))
+    }
+
+    pub fn next_hop(&self, address: IpAddr) -> Option<&NextHopState> {
+        self.next_hops.get(&address)
+    }
+
+    pub const fn node(&self) -> &NodeSpec {
+        &self.node
+    }
+
+    /// Backends of which it is not yet known whether they may get flows.
+    pub fn unknown(&self) -> Vec<BackendRef> {
+        self.backends()
+            .filter(|(service, address)| {
+                self.observed(service, *address)
+                    .is_none_or(|o| o.health == Health::Unknown)
+                    || self.next_hop(*address).is_none()
+            })
+            .collect()
+    }
+
+    /// What the data plane should hold, sorted by service key.
+    pub fn desired(&self) -> Vec<DesiredService> {
+        let mut desired: Vec<_> = self
+            .effective
+            .iter()
+            .map(|service| self.desired_service(service))
+            .collect();
+        desired.sort_by_key(|service| service.key);
+        desired
+    }
+
+    fn desired_service(&self, service: &Effective) -> DesiredService {
+        let spec = &service.spec;
+        let backends = service.backends.iter().map(|backend| {
+            let next_hop = self.next_hop(backend.address);
+            let observed = self.observed(&spec.name, backend.address);
+            DesiredBackend {
+                address: backend.address,
+                weight: backend.weight,
+                eligible: eligibility(&self.node, spec, backend, observed, next_hop).is_ok(),
+                may_keep: backend.admin.admin != crate::model::Admin::Disabled,
+                route: route(&self.node, spec, backend.address, next_hop).ok(),
+            }
+        });
+        DesiredService {
+            key: spec.key,
+            affinity: spec.affinity,
+            table_size: spec.table_size,
+            on_empty: spec.on_empty,
+            backends: backends.collect(),
+        }
+    }
+}
+
+/// What to probe for a backend. Port 0 in the spec: the service's own.
+fn probe_target(
+    key: ServiceKey,
+    health: &crate::model::HealthSpec,
+    address: IpAddr,
+) -> ProbeTarget {
+    let port = if health.port == 0 {
+        key.port
+    } else {
+        health.port
+    };
+    ProbeTarget {
+        address: SocketAddr::new(address, port),
+        kind: health.kind.clone(),
+        interval: health.interval,
+        timeout: health.timeout,
+        rise: health.rise,
+        fall: health.fall,
+    }
+}
+
+#[cfg(test)]
+mod tests;
