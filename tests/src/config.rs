@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use crate::backend::HEALTH_PATH;
+use crate::server::HEALTH_PATH;
 
 /// How the balancer probes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::config::{self, File};
-use crate::metrics::{Metrics, http_get};
+use crate::metrics::{Metrics, http_get, http_get_unix};
 use crate::netns::Namespace;
 use crate::process::{Process, sluice_binary, tail};
 use crate::topology::Lab;
@@ -185,6 +185,13 @@ impl<'lab> Daemon<'lab> {
             .with_context(|| format!("`sluice {}` printed\n{}", all.join(" "), said.stdout))
     }
 
+    /// The same answer without starting a process: for watching at a few milliseconds.
+    pub fn api<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let (status, body) = http_get_unix(&self.files.socket, path)?;
+        ensure!(status == 200, "{path} says {status}: {body}");
+        serde_json::from_str(&body).with_context(|| format!("{path} says {body}"))
+    }
+
     pub fn status(&self) -> Result<Status> {
         self.cli_json(&["status"])
     }
@@ -199,6 +206,11 @@ impl<'lab> Daemon<'lab> {
 
     pub fn backends(&self, service: &str) -> Result<Vec<BackendDetail>> {
         self.cli_json(&["backend", "list", service])
+    }
+
+    /// [`Daemon::backends`] over the control socket itself.
+    pub fn watch_backends(&self, service: &str) -> Result<Vec<BackendDetail>> {
+        self.api(&format!("/v1/services/{service}/backends"))
     }
 
     pub fn backend(&self, service: &str, address: IpAddr) -> Result<BackendDetail> {

@@ -25,25 +25,31 @@
 //! The pieces: [`Lab`] (topology), [`Backend`], [`Client`], [`Daemon`], [`Capture`]. Everything is removed on drop, on
 //! Ctrl-C ([`registry::clean_up_on_signals`]) and, after a SIGKILL, by the next laboratory on the machine.
 
+pub mod addresses;
 pub mod backend;
 pub mod capture;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod interface;
 pub mod metrics;
 pub mod netns;
 pub mod packet;
+mod ping;
 pub mod process;
 pub mod registry;
+mod server;
 pub mod stats;
 pub mod topology;
 pub mod wait;
 
+pub use addresses::{Family, address, mac};
 pub use backend::Backend;
 pub use capture::{Capture, Direction, Frame};
 pub use client::{Client, Run};
 pub use daemon::Daemon;
 pub use netns::Namespace;
-pub use topology::{Family, Lab, address, mac};
+pub use server::{Counters, HEALTH_PATH};
+pub use topology::Lab;
 pub use wait::{wait_for, wait_until};

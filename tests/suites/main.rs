@@ -3,10 +3,12 @@
 //! What cannot run here (no root, a kernel feature missing) is shown as ignored, with the reason in its name.
 
 mod config_errors;
+mod control;
 mod counters;
 mod failover;
 mod forward;
 mod laboratory;
+mod lifecycle;
 mod passing;
 mod setup;
 mod spread;
@@ -91,6 +93,8 @@ fn main() -> Result<()> {
     spread::add(&mut suites);
     failover::add(&mut suites);
     counters::add(&mut suites);
+    control::add(&mut suites);
+    lifecycle::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()
