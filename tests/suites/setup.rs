@@ -1,11 +1,12 @@
 //! What the cases of several suites begin with.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lab::config::{File, Service};
 use lab::packet::{Ethernet, Ip};
-use lab::{Daemon, Family, Lab};
+use lab::{Daemon, Family, Lab, Run};
 
 /// The port of the HTTP service.
 pub const HTTP: u16 = 80;
@@ -42,11 +43,31 @@ pub fn probed_web(lab: &Lab) -> Result<Daemon<'_>> {
     Daemon::start(lab, &File::new(vec![web(lab).probed()]))
 }
 
-/// The packet of a client to a VIP, inside a frame to a backend: taken out of its outer header if it has one.
+/// A client's TCP or UDP packet to a VIP, taken out of its outer header if it has one.
 pub fn client_packet<'a>(frame: &'a [u8]) -> Option<Ip<'a>> {
     let outer = Ethernet::parse(frame)?.ip()?;
     let inner = outer.inner().unwrap_or(outer);
-    lab::address::is_vip(inner.destination).then_some(inner)
+    (lab::address::is_vip(inner.destination) && inner.ports().is_some()).then_some(inner)
+}
+
+/// An error unless every failed connection was open at some time in one of the `windows`, in which slots moved.
+///
+/// A connection follows its slot: one that is open while its slot moves to another backend is lost, until the data path
+/// remembers connections around a change.
+pub fn ensure_failed_only_within(run: &Run, windows: &[(Instant, Instant)]) -> Result<()> {
+    for failure in run.failures() {
+        ensure!(
+            windows
+                .iter()
+                .any(|&(from, to)| failure.started <= to && failure.ended >= from),
+            "a connection failed while no slot moved: {:?}, begun {:?} after the first change",
+            failure.answer,
+            windows
+                .first()
+                .map(|&(from, _)| failure.started.saturating_duration_since(from)),
+        );
+    }
+    Ok(())
 }
 
 /// Whether a frame carries, with or without an outer header, a client's packet to a VIP.
