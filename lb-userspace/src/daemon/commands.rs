@@ -246,19 +246,17 @@ impl Owner {
             &[Effective],
         ) -> Result<(), ChangeError>,
     ) -> Result<Changed, ApiError> {
-        let mut changed = false;
         let result = self.commit(|owner| {
-            changed = owner.state.change(change)?;
-            Ok(message)
+            let changed = owner.state.change(change)?;
+            Ok((message, changed))
         });
         match result {
-            Ok(answer) if changed => {
+            Ok(answer) if answer.changed => {
                 tracing::info!(user = caller.user, uid = caller.uid, "{}", answer.message);
                 Ok(answer)
             }
             Ok(answer) => Ok(Changed {
                 message: format!("{} already", answer.message),
-                changed: false,
                 ..answer
             }),
             Err(error) => Err(match error.downcast::<ChangeError>() {

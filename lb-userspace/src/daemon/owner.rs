@@ -352,27 +352,34 @@ impl Owner {
                 owner.attach_error = owner.attach(&old).err().map(|error| format!("{error:#}"));
                 return Err(error);
             }
+            let changed = config != owner.config;
             owner.config = config;
-            Ok("configuration loaded".to_owned())
+            let message = if changed {
+                "configuration loaded"
+            } else {
+                "configuration loaded: it is the one in force"
+            };
+            Ok((message.to_owned(), changed))
         })
     }
 
-    /// Changes state by `change`, and the data plane with it; or neither.
+    /// Changes state by `change`, and the data plane with it; or neither. `change` returns a sentence about what it did, and
+    /// whether it did anything.
     pub(super) fn commit(
         &mut self,
-        change: impl FnOnce(&mut Self) -> Result<String>,
+        change: impl FnOnce(&mut Self) -> Result<(String, bool)>,
     ) -> Result<Changed> {
         let before = self.state.clone();
         let config = self.config.clone();
-        let result = change(self).and_then(|message| {
+        let result = change(self).and_then(|(message, changed)| {
             self.watch();
             let moves = self.apply()?;
-            Ok((message, moves))
+            Ok((message, changed, moves))
         });
         match result {
-            Ok((message, moves)) => Ok(Changed {
+            Ok((message, changed, moves)) => Ok(Changed {
                 message,
-                changed: true,
+                changed,
                 slots_moved: moves.moved,
                 slots_moved_in_excess: moves.excess,
             }),
