@@ -5,6 +5,7 @@
 mod commands;
 mod kernel_log;
 mod owner;
+mod reload;
 mod report;
 mod seed;
 
