@@ -116,11 +116,13 @@ impl Owner {
         tokio::pin!(ending);
         self.watch();
         self.settle();
+        // Moved on by settling only: however busy the other inputs are, what is due comes to its turn.
+        let mut wake = self.wake_at();
         loop {
-            let wake = self.wake_at();
             tokio::select! {
                 biased;
                 name = &mut ending => return Ending::Signal(name),
+                () = tokio::time::sleep_until(wake.into()) => {}
                 _ = reload.recv() => {
                     // The outcome is in the log and in `status`.
                     let _ = self.reload();
@@ -150,9 +152,9 @@ impl Owner {
                     let _ = reply.send(self.snapshot());
                     continue;
                 }
-                () = tokio::time::sleep_until(wake.into()) => {}
             }
             self.settle();
+            wake = self.wake_at();
         }
     }
 
@@ -251,32 +253,34 @@ impl Owner {
         Ok(plan.moves)
     }
 
-    /// Attaches to every named interface and lets go of others.
+    /// Attaches to every named interface; when all of them are, lets go of others.
     pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
         let directory = pin_directory(&config.node.pin);
-        let mut attachments = Vec::new();
+        self.attachments.clear();
+        let mut errors = Vec::new();
         for interface in &config.node.interfaces {
-            let attachment = attach::attach(
-                self.plane.program(),
-                interface,
-                config.node.xdp_mode,
-                &directory,
-                BALANCER_PREFIX,
-            )?;
-            tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
-            if let Some(note) = &attachment.note {
-                tracing::warn!(interface, "{note}");
+            let program = self.plane.program();
+            let mode = config.node.xdp_mode;
+            match attach::attach(program, interface, mode, &directory, BALANCER_PREFIX) {
+                Ok(attachment) => {
+                    tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
+                    if let Some(note) = &attachment.note {
+                        tracing::warn!(interface, "{note}");
+                    }
+                    self.attachments.push(attachment);
+                }
+                // The others get theirs all the same.
+                Err(error) => errors.push(format!("{error:#}")),
             }
-            attachments.push(attachment);
         }
-        let keep: Vec<_> = attachments.iter().map(|a| a.ifindex).collect();
+        anyhow::ensure!(errors.is_empty(), "{}", errors.join("; "));
+        let keep: Vec<_> = self.attachments.iter().map(|a| a.ifindex).collect();
         for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
             tracing::info!(
                 interface = freed,
                 "detached: the interface is gone, or node.interfaces no longer names it"
             );
         }
-        self.attachments = attachments;
         Ok(())
     }
 
