@@ -145,7 +145,7 @@ impl ServiceEntry {
     /// The tuple this entry answers; `None` for an empty one.
     pub fn tuple(&self) -> Option<ServiceTuple> {
         let key = self.id as u32;
-        (key & flags::VALID != 0).then(|| ServiceTuple {
+        (key & flags::VALID != 0).then_some(ServiceTuple {
             address: Address {
                 words: self.address,
                 v6: key & flags::V6 != 0,

@@ -18,6 +18,7 @@ mod program {
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, DevMapHash};
     use aya_ebpf::programs::XdpContext;
+    use aya_log_ebpf::warn;
     use lb_common::abi::{Backend, BackendCounters, Node, ServiceBucket, control};
     use lb_common::packet::Frame as _;
     use lb_common::process::{Tables, Verdict, process};
@@ -59,7 +60,7 @@ mod program {
         let mut frame = XdpFrame::new(ctx);
         match process(&mut frame, &Maps) {
             Verdict::Forward { ifindex } => transmit(&frame, ifindex),
-            Verdict::Refuse(reason) => refuse(reason),
+            Verdict::Refuse(reason) => refuse(&frame, reason),
         }
     }
 
@@ -72,16 +73,31 @@ mod program {
         // 0: what the kernel returns when the interface is not in the map.
         match EGRESS.redirect(ifindex, 0) {
             Ok(action) => action,
-            Err(_) => refuse(Reason::Egress),
+            Err(_) => refuse(frame, Reason::Egress),
         }
     }
 
     #[inline(always)]
-    fn refuse(reason: Reason) -> u32 {
+    fn refuse(frame: &XdpFrame, reason: Reason) -> u32 {
         let index = cpu().wrapping_mul(REASONS).wrapping_add(reason as u32);
         if let Some(counter) = REASON_COUNTERS.get_ptr_mut(index) {
             // SAFETY: a valid map value; only this CPU writes it, and XDP is not preempted on its CPU.
             unsafe { *counter += 1 };
+        }
+        // Only what points to a fault of ours is worth a line; what the network sends is counted. When the ring of the log is
+        // full, lines are lost, packets are not held up.
+        match reason {
+            Reason::BackendGone => {
+                warn!(frame.context(), "a slot names a backend of another service")
+            }
+            Reason::ServiceTable => {
+                warn!(frame.context(), "a service's lookup table is out of bounds")
+            }
+            Reason::Egress => warn!(
+                frame.context(),
+                "the egress interface is not in the device map"
+            ),
+            _ => {}
         }
         match reason.fate() {
             Fate::Pass => XDP_PASS,

@@ -14,6 +14,13 @@ impl XdpFrame {
     pub const fn new(ctx: XdpContext) -> Self {
         Self { ctx }
     }
+
+    /// For the log.
+    #[inline(always)]
+    #[allow(dead_code, reason = "the decapsulator does not log")]
+    pub const fn context(&self) -> &XdpContext {
+        &self.ctx
+    }
 }
 
 // SAFETY: data..data_end is the packet; the verifier checks every access against it.

@@ -165,7 +165,7 @@ fn mtu_complaint(service: &ServiceSpec, interface: &str, mtu: u32, overhead: u32
         format!("{}: mtu of {interface}", service.name),
         format!(
             "{mtu}: encapsulation adds {overhead} bytes, so clients' packets above {fits} bytes do not fit and are \
-             answered with ICMP \"too big\", which some clients never see"
+             dropped (reason too-big)"
         ),
         format!(
             "ip link set {interface} mtu {wanted}   (if the whole way to the backends carries that), or make the \

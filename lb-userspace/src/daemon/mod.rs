@@ -3,6 +3,7 @@
 //! Owns: start, order, end. Does not own: what is decided (`state`, `plan`), nor how (`owner`).
 
 mod commands;
+mod kernel_log;
 mod owner;
 mod report;
 mod seed;
@@ -54,7 +55,8 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
         None => None,
     };
     let hash_seed = seed::obtain(&config.node)?;
-    let plane = KernelDataPlane::load(&hash_seed, &config.capacity)?;
+    let mut plane = KernelDataPlane::load(&hash_seed, &config.capacity)?;
+    kernel_log::start(plane.object())?;
 
     let (health_events, health) = mpsc::channel(QUEUE);
     let (hop_events, hops) = mpsc::channel(QUEUE);

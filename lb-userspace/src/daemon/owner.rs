@@ -274,7 +274,7 @@ impl Owner {
         for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
             tracing::info!(
                 interface = freed,
-                "detached: not in node.interfaces any more"
+                "detached: the interface is gone, or node.interfaces no longer names it"
             );
         }
         self.attachments = attachments;

@@ -64,7 +64,11 @@ impl Owner {
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
         let asked = self.config.node.xdp_mode;
-        let status = |name: &String| match self.attachments.iter().find(|a| a.interface == *name) {
+        let status = |name: &String| match self
+            .attachments
+            .iter()
+            .find(|a| a.interface == *name && a.stands())
+        {
             Some(attachment) => InterfaceStatus {
                 name: name.clone(),
                 ifindex: attachment.ifindex,

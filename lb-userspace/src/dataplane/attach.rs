@@ -3,7 +3,6 @@
 //!
 //! A pin is named `<program>-<mode>-<ifindex>` (bpffs refuses dots, so not the interface's name).
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -198,9 +197,10 @@ fn pins(directory: &Path, prefix: &str) -> Result<Vec<(PathBuf, u32)>> {
 }
 
 fn name(ifindex: u32) -> String {
-    if_indextoname(ifindex)
-        .map(|name: CString| name.to_string_lossy().into_owned())
-        .unwrap_or_else(|_| format!("interface {ifindex} (gone)"))
+    match if_indextoname(ifindex) {
+        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
+        _ => format!("interface {ifindex} (gone)"),
+    }
 }
 
 /// Atomic: each packet meets the old program or the new one.

@@ -100,6 +100,11 @@ impl KernelDataPlane {
         program.try_into().expect("and it is an XDP program")
     }
 
+    /// The loaded object, for the reader of its log.
+    pub fn object(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
     /// Instructions the verifier processed to accept the program.
     pub fn verified_instructions(&mut self) -> Result<u32> {
         self.program()
