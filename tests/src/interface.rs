@@ -229,14 +229,3 @@ pub(crate) fn link_address(ifindex: u32, protocol: u16) -> libc::sockaddr_ll {
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
-
-/// Whether this kernel can make VLAN interfaces (802.1Q): tried out in a namespace of its own.
-pub fn kernel_has_vlan() -> bool {
-    let name = format!("sluice-lab-{}-0-vlanprobe", std::process::id());
-    let Ok(namespace) = Namespace::create(&name) else {
-        return false;
-    };
-    namespace
-        .ip_batch("link add link lo name v0 type vlan id 7\n")
-        .is_ok()
-}

@@ -118,6 +118,11 @@ impl<'a> Ip<'a> {
         (self.protocol == IPPROTO_TCP).then(|| self.payload.get(13).copied())?
     }
 
+    pub fn tcp_sequence(&self) -> Option<u32> {
+        let bytes = (self.protocol == IPPROTO_TCP).then(|| self.payload.get(4..8))??;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    }
+
     /// A SYN without ACK: what the data path counts as a new flow.
     pub fn opens_a_flow(&self) -> bool {
         self.tcp_flags()

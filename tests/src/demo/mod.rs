@@ -5,6 +5,10 @@
 mod screen;
 mod verdict;
 
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -87,15 +91,17 @@ pub fn run(json: bool) -> Result<bool> {
     ));
 
     // Counted where frames leave the router for each backend: without any help from the balancer.
+    let openings = Arc::new(Openings::default());
     let captures = lab
         .backends()
         .iter()
         .map(|backend| {
+            let openings = openings.clone();
             Capture::count(
                 lab.router(),
                 &backend.port(),
                 Direction::Out,
-                is_encapsulated_client_packet,
+                move |frame| openings.note(frame),
             )
         })
         .collect::<Result<Vec<_>>>()?;
@@ -103,6 +109,7 @@ pub fn run(json: bool) -> Result<bool> {
         lab: &lab,
         daemon: &daemon,
         screen: &mut screen,
+        earlier: (0, 0),
     };
     let (run, events) = show.acts()?;
 
@@ -127,7 +134,13 @@ pub fn run(json: bool) -> Result<bool> {
         .zip(received)
         .map(|(backend, received)| Counted::new(backend, &shown, received))
         .collect::<Result<Vec<_>>>()?;
-    Ok(verdict::give(&mut screen, &run, &events, &counted))
+    Ok(verdict::give(
+        &mut screen,
+        &run,
+        &events,
+        &counted,
+        openings.repeated(),
+    ))
 }
 
 /// What is shown, to whom.
@@ -135,6 +148,8 @@ struct Show<'a> {
     lab: &'a Lab,
     daemon: &'a Daemon<'a>,
     screen: &'a mut Screen,
+    /// Connections of earlier acts: done, failed.
+    earlier: (usize, usize),
 }
 
 impl Show<'_> {
@@ -172,6 +187,7 @@ impl Show<'_> {
         let remaining = target.saturating_sub(load.progress().0);
         self.watch(&load, remaining)?;
         let mut run = load.stop()?;
+        self.earlier = (run.attempts.len(), run.failures().count());
 
         self.screen
             .title(&format!("3. {} comes back", victim.name()));
@@ -211,7 +227,9 @@ impl Show<'_> {
             let (done, failed) = load.progress();
             let finished = done >= target;
             let rows = self.rows()?;
-            self.screen.draw(&rows, done, failed, finished);
+            let (before, failed_before) = self.earlier;
+            self.screen
+                .draw(&rows, before + done, failed_before + failed, finished);
             if finished {
                 return Ok(());
             }
@@ -233,8 +251,37 @@ impl Show<'_> {
     }
 }
 
-/// A client's packet to a VIP inside an outer IP header; probes and neighbour discovery are none.
-fn is_encapsulated_client_packet(frame: &[u8]) -> bool {
-    let inner = || -> Option<Ip<'_>> { Ethernet::parse(frame)?.ip()?.inner() };
-    inner().is_some_and(|packet| address::is_vip(packet.destination))
+/// The SYNs that reached backends. A client that gets no answer to its SYN, because the backend died in that moment,
+/// sends it again a second later: one connection, but two SYNs, and to the balancer two flows.
+#[derive(Default)]
+struct Openings {
+    /// Client's address, its port, and the sequence number of the SYN.
+    seen: Mutex<HashSet<(IpAddr, u16, u32)>>,
+    repeated: AtomicU64,
+}
+
+impl Openings {
+    /// Whether the frame carries a client's packet inside an outer IP header (probes and neighbour discovery do not);
+    /// if that opens a connection, it is remembered.
+    fn note(&self, frame: &[u8]) -> bool {
+        let inner = || -> Option<Ip<'_>> { Ethernet::parse(frame)?.ip()?.inner() };
+        let Some(packet) = inner().filter(|packet| address::is_vip(packet.destination)) else {
+            return false;
+        };
+        if packet.opens_a_flow()
+            && let (Some((port, _)), Some(sequence)) = (packet.ports(), packet.tcp_sequence())
+            && !self
+                .seen
+                .lock()
+                .unwrap_or_else(|poison| poison.into_inner())
+                .insert((packet.source, port, sequence))
+        {
+            self.repeated.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
 }

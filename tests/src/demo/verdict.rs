@@ -57,11 +57,16 @@ struct Failures {
     /// Between the kill and the change of the table.
     during: u64,
     after_failover: u64,
+    /// Not failed, but asked for twice: SYNs that the dying backend no longer answered.
+    repeated: u64,
 }
 
 impl Failures {
-    fn of(run: &Run, events: &Events) -> Self {
-        let mut failures = Self::default();
+    fn of(run: &Run, events: &Events, repeated: u64) -> Self {
+        let mut failures = Self {
+            repeated,
+            ..Self::default()
+        };
         for attempt in run.failures() {
             if attempt.ended < events.killed {
                 failures.before_kill += 1;
@@ -76,9 +81,15 @@ impl Failures {
 }
 
 /// Shows the result, prints the JSON object if asked for, and says whether all agrees.
-pub fn give(screen: &mut Screen, run: &Run, events: &Events, counted: &[Counted]) -> bool {
+pub fn give(
+    screen: &mut Screen,
+    run: &Run,
+    events: &Events,
+    counted: &[Counted],
+    repeated: u64,
+) -> bool {
     let connections = run.attempts.len() as u64;
-    let failures = Failures::of(run, events);
+    let failures = Failures::of(run, events, repeated);
     let failover = events.moved - events.killed;
     screen.title("Do the numbers agree?");
     screen.say(&format!(
@@ -101,6 +112,12 @@ pub fn give(screen: &mut Screen, run: &Run, events: &Events, counted: &[Counted]
         failures.after_failover,
         failover.as_secs_f64()
     ));
+    if failures.repeated > 0 {
+        screen.say(&format!(
+            "  {} SYNs were not answered by the dying backend and sent again by the client: each counts as one more flow\n",
+            failures.repeated
+        ));
+    }
     let wrong = disagreements(connections, failures, events.victim, counted);
     for line in &wrong {
         screen.say(&format!("  WRONG: {line}"));
@@ -115,6 +132,7 @@ pub fn give(screen: &mut Screen, run: &Run, events: &Events, counted: &[Counted]
         "failed_before_kill": failures.before_kill,
         "failed_during_failover": failures.during,
         "failed_after_failover": failures.after_failover,
+        "repeated_syns": failures.repeated,
         "failover_seconds": failover.as_secs_f64(),
         "backends": counted.iter().map(|row| json!({
             "name": row.name,
@@ -145,13 +163,13 @@ fn disagreements(
     }
     for row in counted {
         let unserved = if row.number == victim {
-            failures.during
+            failures.during + failures.repeated
         } else {
             0
         };
         if row.served + unserved != row.flows {
             wrong.push(format!(
-                "{}: {} flows counted, but {} served and {unserved} failed",
+                "{}: {} flows counted, but {} served and {unserved} lost",
                 row.name, row.flows, row.served
             ));
         }
@@ -166,9 +184,10 @@ fn disagreements(
         }
     }
     let flows: u64 = counted.iter().map(|row| row.flows).sum();
-    if flows != connections {
+    if flows != connections + failures.repeated {
         wrong.push(format!(
-            "{connections} connections were made, {flows} flows counted"
+            "{connections} connections were made and {} SYNs repeated, but {flows} flows counted",
+            failures.repeated
         ));
     }
     wrong
@@ -199,6 +218,12 @@ mod tests {
         assert_eq!(disagreements(155, failures, 2, &good), [""; 0]);
         assert_eq!(disagreements(155, failures, 1, &good).len(), 2);
         assert_eq!(disagreements(156, failures, 2, &good).len(), 1);
+        let repeated = Failures {
+            during: 4,
+            repeated: 1,
+            ..failures
+        };
+        assert_eq!(disagreements(154, repeated, 2, &good), [""; 0]);
         let late = Failures {
             after_failover: 1,
             ..failures

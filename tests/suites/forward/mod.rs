@@ -1,5 +1,7 @@
 //! How a packet reaches a backend: the outer header byte for byte, the inner packet untouched, the answer direct.
 
+mod special;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -7,10 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::capture::SETTLE;
 use lab::client::set_tos;
 use lab::config::{File, Service};
-use lab::packet::{
-    self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_IPV4, IPPROTO_IPV6, IPPROTO_UDP, checksum,
-};
-use lab::{Capture, Daemon, Direction, Family, Frame, Lab, address, interface, mac, wait_until};
+use lab::packet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_IPV4, IPPROTO_IPV6, checksum};
+use lab::{Capture, Daemon, Direction, Family, Frame, Lab, address, mac, wait_until};
 use lb_userspace::model::XdpMode;
 
 use crate::Suites;
@@ -72,8 +72,7 @@ pub fn add(suites: &mut Suites) {
         }
         .run()
     });
-    suites.case("forward", "ipv4_options_stay", ipv4_options);
-    suites.case("forward", "vlan_tagged_client_packet", vlan_tagged);
+    special::add(suites);
 }
 
 #[derive(Clone, Copy)]
@@ -314,72 +313,4 @@ impl Captures {
         );
         Ok((delivered, sent))
     }
-}
-
-fn ipv4_options() -> Result<()> {
-    const NOP: u8 = 1;
-    let case = Case {
-        protocol: "udp",
-        ..IPIP
-    };
-    let lab = case.laboratory()?;
-    let _daemon = case.daemon(&lab)?;
-    let captures = Captures::start(&lab)?;
-    let datagram = packet::udp(
-        "198.51.100.10:4321".parse()?,
-        case.client.vip_port(ECHO),
-        b"with options",
-    );
-    let packet = packet::ipv4(
-        address::client_v4(0),
-        address::vip_v4(0),
-        IPPROTO_UDP,
-        &[NOP; 8],
-        &datagram,
-    );
-    let frame = packet::ethernet(mac::BALANCER, mac::BRIDGE, ETHERTYPE_IPV4, &packet);
-    lab.router().run(|| interface::send_frame("lb0", &frame))?;
-    let arrived = wait_until("the packet to reach the backend", SETTLE, || {
-        Ok(captures.sent.seen() == 1)
-    });
-    let (delivered, sent) = captures.stop()?;
-    arrived?;
-    case.compare(&delivered[0], &sent[0])?;
-    let inner = client_packet(&sent[0].bytes).context("no client packet")?;
-    ensure!(inner.bytes == packet, "the options were changed");
-    Ok(())
-}
-
-/// A tag is the link's affair: the balancer reads past it and answers on the backend's own link, which has none.
-fn vlan_tagged() -> Result<()> {
-    let case = Case {
-        protocol: "udp",
-        ..IPIP
-    };
-    let lab = case.laboratory()?;
-    let _daemon = case.daemon(&lab)?;
-    let sent = Capture::start(lab.router(), "lb0", Direction::In, carries_client_packet)?;
-    let datagram = packet::udp(
-        "198.51.100.10:4321".parse()?,
-        case.client.vip_port(ECHO),
-        b"tagged",
-    );
-    let packet = packet::ipv4(
-        address::client_v4(0),
-        address::vip_v4(0),
-        IPPROTO_UDP,
-        &[],
-        &datagram,
-    );
-    let frame = packet::ethernet(mac::BALANCER, mac::BRIDGE, ETHERTYPE_IPV4, &packet);
-    lab.router()
-        .run(|| interface::send_frame("lb0", &packet::with_vlan(&frame, 7)))?;
-    let arrived = wait_until("the packet to leave the balancer", SETTLE, || {
-        Ok(sent.seen() == 1)
-    });
-    let sent = sent.stop()?;
-    arrived?;
-    let inner = client_packet(&sent[0].bytes).context("no client packet")?;
-    ensure!(inner.bytes == packet, "the inner packet was changed");
-    Ok(())
 }
