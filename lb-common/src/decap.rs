@@ -41,6 +41,8 @@ struct Outer {
     /// Bytes of the outer packet's payload, as its header says.
     payload: usize,
     inner_v6: bool,
+    /// The header does not contradict itself.
+    consistent: bool,
 }
 
 /// Strips the outer header when its destination is `allowed`.
@@ -60,6 +62,10 @@ pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) 
     };
     if !allowed(&outer.destination) {
         return Decapped::NotAllowed;
+    }
+    // Only now: what is wrong with packets for others is not ours to judge.
+    if !outer.consistent {
+        return Decapped::Bad;
     }
     let inner_offset = ETHERNET + outer.length;
     let Some(version) = frame.view::<1>(inner_offset) else {
@@ -102,19 +108,19 @@ fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
     if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
         return Err(Decapped::NotTunnel);
     }
-    // The balancer sends neither options nor fragments; a fragmented tunnel packet is the stack's to reassemble.
-    if header.be16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff != 0 {
+    // The balancer sends neither options nor fragments; such tunnel packets are the stack's to digest.
+    let version_and_length = header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>();
+    let options = matches!(version_and_length, 0x46..=0x4f);
+    if options || header.be16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff != 0 {
         return Err(Decapped::NotTunnel);
     }
     let total = usize::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
-    if header.get::<u8, { offset_of!(Ipv4Hdr, vihl) }>() != 0x45 || total < Ipv4Hdr::LEN {
-        return Err(Decapped::Bad);
-    }
     Ok(Outer {
         destination: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>()),
         length: Ipv4Hdr::LEN,
-        payload: total - Ipv4Hdr::LEN,
+        payload: total.saturating_sub(Ipv4Hdr::LEN),
         inner_v6: protocol == PROTOCOL_IPV6,
+        consistent: version_and_length == 0x45 && total >= Ipv4Hdr::LEN,
     })
 }
 
@@ -127,9 +133,6 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
     if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
         return Err(Decapped::NotTunnel);
     }
-    if header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 != 6 {
-        return Err(Decapped::Bad);
-    }
     Ok(Outer {
         destination: Address::v6([
             header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
@@ -138,5 +141,6 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         length: Ipv6Hdr::LEN,
         payload: usize::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>()),
         inner_v6: protocol == PROTOCOL_IPV6,
+        consistent: header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 == 6,
     })
 }

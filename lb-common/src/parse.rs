@@ -57,7 +57,7 @@ pub enum Parsed {
     Icmp(Address),
     /// Neither for a service nor wrong: `Pass` whatever the destination.
     Other(Reason),
-    /// To be refused with this reason if its destination is a VIP of this protocol (0: not known).
+    /// To be refused with this reason if its destination is a VIP of this protocol.
     Refused(Refusal),
 }
 
@@ -65,7 +65,8 @@ pub enum Parsed {
 pub struct Refusal {
     pub reason: Reason,
     pub destination: Address,
-    pub protocol: u8,
+    /// `None`: IPv6, not to be found behind the extension headers. (Over IPv4, 0 is a protocol like any other.)
+    pub protocol: Option<u8>,
     /// Destination port as on the wire, when it could be read.
     pub port: Option<u16>,
 }
@@ -128,11 +129,19 @@ pub fn parse<F: Frame>(frame: &F) -> Parsed {
         PROTOCOL_TCP | PROTOCOL_UDP => transport(frame, l2_length, &network),
         PROTOCOL_ICMP if !network.destination.v6 => Parsed::Icmp(network.destination),
         PROTOCOL_ICMPV6 if network.destination.v6 => Parsed::Icmp(network.destination),
+        // IPv6: the transport header, if any, is behind options that went with another fragment.
+        protocol
+            if network.fragment == Some(false)
+                && network.destination.v6
+                && is_extension(protocol) =>
+        {
+            refuse(Reason::Fragment, network.destination, None)
+        }
         _ => Parsed::Other(Reason::NotOurs),
     }
 }
 
-const fn refuse(reason: Reason, destination: Address, protocol: u8) -> Parsed {
+const fn refuse(reason: Reason, destination: Address, protocol: Option<u8>) -> Parsed {
     Parsed::Refused(Refusal {
         reason,
         destination,
@@ -156,11 +165,11 @@ fn ipv4<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         || header_length < Ipv4Hdr::LEN
         || (length as usize) < header_length
     {
-        return Err(refuse(Reason::BadHeader, destination, protocol));
+        return Err(refuse(Reason::BadHeader, destination, Some(protocol)));
     }
     let end = offset + length as usize;
     if end > frame.length() {
-        return Err(refuse(Reason::Truncated, destination, protocol));
+        return Err(refuse(Reason::Truncated, destination, Some(protocol)));
     }
     // RFC 791: three flag bits (reserved, DF, MF), then the offset in units of eight bytes.
     let fragment = header.be16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff;
@@ -205,10 +214,10 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         fragment: None,
     };
     if version_and_class >> 12 != 6 {
-        return Err(refuse(Reason::BadHeader, destination, 0));
+        return Err(refuse(Reason::BadHeader, destination, None));
     }
     if network.end > frame.length() {
-        return Err(refuse(Reason::Truncated, destination, 0));
+        return Err(refuse(Reason::Truncated, destination, None));
     }
     if !is_extension(network.protocol) {
         return Ok(network);
@@ -222,7 +231,7 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         let header =
             frame
                 .view::<8>(network.l4)
-                .ok_or(refuse(Reason::Truncated, destination, 0))?;
+                .ok_or(refuse(Reason::Truncated, destination, None))?;
         let bytes = if network.protocol == EXT_FRAGMENT {
             // RFC 8200 section 4.5: 13 bits offset, two reserved, M. Offset 0 without M is an "atomic" fragment: whole.
             let field = header.be16::<2>() & 0xfff9;
@@ -236,11 +245,11 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         network.protocol = header.get::<u8, 0>();
         network.l4 += bytes;
         if network.l4 > network.end {
-            return Err(refuse(Reason::BadHeader, destination, 0));
+            return Err(refuse(Reason::BadHeader, destination, None));
         }
     }
     if is_extension(network.protocol) {
-        Err(refuse(Reason::ExtensionHeaders, destination, 0))
+        Err(refuse(Reason::ExtensionHeaders, destination, None))
     } else {
         Ok(network)
     }
@@ -269,7 +278,7 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
     let mut refusal = Refusal {
         reason: Reason::Truncated,
         destination,
-        protocol,
+        protocol: Some(protocol),
         port: None,
     };
     if fragment == Some(false) {

@@ -143,18 +143,15 @@ fn icmp<T: Tables>(tables: &T, destination: Address) -> Reason {
 /// A packet that cannot be forwarded: dropped if it is for a service of ours, else none of our business.
 #[inline(always)]
 fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
-    let ours = match refusal.port {
-        Some(port) => service(
-            tables,
-            &tables.node(),
-            refusal.destination,
-            port,
-            refusal.protocol,
-        )
-        .is_ok(),
-        // Without a port, the whole VIP is taken for the service: for protocol 0, any of its protocols.
-        None if refusal.protocol == 0 => vip_protocols(tables, refusal.destination) != 0,
-        None => vip_protocols(tables, refusal.destination) & vip_bit(refusal.protocol) != 0,
+    let ours = match (refusal.protocol, refusal.port) {
+        (Some(protocol), Some(port)) => {
+            service(tables, &tables.node(), refusal.destination, port, protocol).is_ok()
+        }
+        // Without a port, the whole VIP is taken for the service; without a protocol, any of its protocols.
+        (Some(protocol), None) => {
+            vip_protocols(tables, refusal.destination) & vip_bit(protocol) != 0
+        }
+        (None, _) => vip_protocols(tables, refusal.destination) != 0,
     };
     if ours {
         refusal.reason
