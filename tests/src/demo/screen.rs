@@ -108,7 +108,8 @@ impl Screen {
         };
         let table = self.table(rows, done, failed);
         let lines = table.lines().count();
-        self.line(&format!("{up}{table}"));
+        let gap = if self.terminal { "" } else { "\n" };
+        self.line(&format!("{up}{table}{gap}"));
         self.drawn = if last { 0 } else { lines };
         if last {
             self.last_plain = None;

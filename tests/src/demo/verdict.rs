@@ -112,6 +112,11 @@ pub fn give(
         failures.after_failover,
         failover.as_secs_f64()
     ));
+    if failures.during > 0 {
+        screen.say(
+            "  A failed connection is a flow that the balancer has counted and sent to the dead backend, and nobody served.\n",
+        );
+    }
     if failures.repeated > 0 {
         screen.say(&format!(
             "  {} SYNs were not answered by the dying backend and sent again by the client: each counts as one more flow\n",
