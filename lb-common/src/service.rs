@@ -72,11 +72,12 @@ impl Directory {
     /// Index of the bucket of `tuple` in the map `SERVICES`.
     #[inline(always)]
     pub const fn bucket(self, node: &Node, tuple: &ServiceTuple) -> u32 {
-        let mut h = tuple.address.words[0]
-            ^ tuple.address.words[1].rotate_left(29)
-            ^ ((tuple.key() as u64) << 7);
-        h = (h ^ self.seed() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        h = (h ^ (h >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        // The seed goes in first and a multiplication parts one word from the next: were they combined before, tuples whose
+        // differences cancel out would share a bucket for every seed, and three of them would make `place` fail.
+        let [first, second] = tuple.address.words;
+        let mut h = (first ^ self.seed() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        h = (h ^ (h >> 32) ^ second.rotate_left(32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        h = (h ^ (h >> 32) ^ tuple.key() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let index = (h >> 32) as u32 & node.service_mask;
         if self.half() == 0 {
             index
@@ -244,6 +245,46 @@ mod tests {
                 let bucket = &buckets[directory.bucket(&node, &other) as usize - base];
                 assert!(find(bucket, &other).is_none());
             }
+        }
+    }
+
+    /// Address, port and protocol may not be able to make up for each other: three such tuples would share a bucket for every seed.
+    #[test]
+    fn regular_services_find_a_seed() {
+        let node = Node {
+            service_mask: 32_767,
+            ..Node::default()
+        };
+        for (third, step) in [(49, 64), (113, 1), (0, 128)] {
+            let mut entries = Vec::new();
+            for (network, host) in
+                (0..2).flat_map(|n| (0..=255).map(move |host| (third + n * step, host)))
+            {
+                let address = Address::from(IpAddr::from([203, 0, network as u8, host as u8]));
+                entries.push(ServiceEntry::vip(address, 3));
+                for protocol in [6, 17] {
+                    let tuple = ServiceTuple {
+                        address,
+                        port: 80_u16.to_be(),
+                        protocol,
+                    };
+                    let service = Service {
+                        number: 1,
+                        client_affinity: false,
+                        first_slot: 0,
+                        slots: 7,
+                    };
+                    entries.push(ServiceEntry::service(&tuple, service));
+                }
+            }
+            let mut buckets = vec![ServiceBucket::default(); 32_768];
+            let directory = place(&entries, 0, &node, &mut buckets).expect("a seed");
+            // With 1,536 entries in 32,768 buckets, more than half of all seeds should do.
+            assert!(
+                directory.seed() < 40,
+                "seed {} was the first",
+                directory.seed()
+            );
         }
     }
 
