@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::EbpfLoader;
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode as Flags;
+use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::names;
 use lb_common::address::Address;
 use lb_common::decap::Decapped;
@@ -19,13 +19,21 @@ use crate::model::XdpMode;
 /// How often the interface's addresses are read again.
 const REFRESH: Duration = Duration::from_secs(5);
 
+/// Loads the decapsulator's object and maps; its program is not yet given to the verifier.
+///
+/// # Errors
+/// What the kernel said: usually that the caller is not root.
+pub fn load() -> Result<Ebpf> {
+    EbpfLoader::new().load(objects::DECAP).context("the decapsulator could not be loaded (run as root)")
+}
+
 /// Attaches the decapsulator and runs until SIGTERM or SIGINT; then it is gone again.
 ///
 /// `allow`: outer destinations to take; empty: the interface's own addresses, kept current.
 pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut ebpf = EbpfLoader::new().load(objects::DECAP).context("the decapsulator could not be loaded (run as root)")?;
+    let mut ebpf = load()?;
     let mut allowed: HashMap<MapData, [u64; 2], u64> =
         HashMap::try_from(ebpf.take_map(names::DECAP_ALLOWED).context("the object has no allow-list")?)?;
     let counters: PerCpuArray<MapData, u64> =

@@ -9,7 +9,7 @@ pub mod grace;
 pub mod kernel;
 mod mapped;
 pub mod memory;
-mod objects;
+pub mod objects;
 
 use std::path::{Path, PathBuf};
 

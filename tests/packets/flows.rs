@@ -1,0 +1,220 @@
+//! What holds between packets: flows stay together, clients stay together where that is asked for, and the outer header is right
+//! for every traffic class and every length.
+
+use std::collections::{BTreeSet, HashSet};
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::cases::{good, outer_label};
+use crate::frame::{ACK, ETHERNET, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
+use crate::run::{Kernel, Native, Outcome, Run};
+use crate::world::{BACKENDS, Backend, MANY4, MANY6, Mode, backend_of};
+use crate::{kernel, native};
+
+type Test = fn(&mut dyn Run) -> Result<()>;
+
+const TESTS: &[(&str, Test)] = &[
+    (
+        "packets of a flow go to one backend, whatever else is in them",
+        five_tuple,
+    ),
+    (
+        "a client's packets go to one backend, whatever the ports",
+        client_ip,
+    ),
+    (
+        "tunnels of different flows have different flow labels",
+        flow_labels,
+    ),
+    ("every traffic class is copied", traffic_classes),
+    ("every length gives a valid outer header", lengths),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (name, test) in TESTS {
+        trials.push(native(name, || test(&mut Native::new()?)));
+        trials.push(kernel(name, || test(&mut *Kernel::get()?)));
+    }
+    trials.push(kernel(
+        "a flow's backend is the same natively",
+        same_natively,
+    ));
+    trials
+}
+
+/// The backend a frame went to, and the flow label of its tunnel.
+fn sent(outcome: &Outcome) -> Result<(&'static Backend, u32)> {
+    let (id, _) = outcome
+        .backends
+        .first()
+        .with_context(|| format!("not forwarded: {outcome:x?}"))?;
+    let backend = backend_of(*id);
+    Ok((backend, outer_label(backend.mode, &outcome.bytes)))
+}
+
+/// Frames of one flow for each `i`, to the services with several backends that hash the 5-tuple.
+fn flow(i: u16) -> [Frame; 2] {
+    let (host, port) = (i % 200 + 1, 1_024 + i * 7);
+    [
+        Frame::udp(MANY4, 53).from(&format!("198.51.100.{host}"), port),
+        Frame::tcp(MANY6, 80).from(&format!("2001:db8:c::{host:x}"), port),
+    ]
+}
+
+fn five_tuple(run: &mut dyn Run) -> Result<()> {
+    let mut used = BTreeSet::new();
+    for i in 0..300 {
+        for frame in flow(i) {
+            let (backend, label) = sent(&run.run(&frame.bytes())?)?;
+            used.insert(backend.id);
+            for same in [
+                frame.clone().flags(SYN),
+                frame.clone().flags(FIN | ACK).payload(0),
+                frame.clone().payload(1_000).tos(0xff),
+                frame.clone().tag(QINQ).tag(VLAN),
+                if frame.v6() {
+                    frame.clone().extension(crate::frame::Extension::HopByHop)
+                } else {
+                    frame.clone().options(3)
+                },
+            ] {
+                let (other, other_label) = sent(&run.run(&same.bytes())?)?;
+                ensure!(
+                    other.id == backend.id,
+                    "flow {i} went to {} and to {}",
+                    backend.id,
+                    other.id
+                );
+                ensure!(
+                    other_label == label,
+                    "flow {i} has labels {label:#x} and {other_label:#x}"
+                );
+            }
+        }
+    }
+    ensure!(used == backends_of(&[9, 10]), "backends used: {used:?}");
+    Ok(())
+}
+
+fn client_ip(run: &mut dyn Run) -> Result<()> {
+    let mut used = BTreeSet::new();
+    for client in 1..=100 {
+        let v4 = format!("198.51.100.{client}");
+        let v6 = format!("2001:db8:c::{client:x}");
+        let (mut ids4, mut ids6) = (BTreeSet::new(), BTreeSet::new());
+        for i in 0..20_u16 {
+            let frame = Frame::tcp(MANY4, 80 + i).from(&v4, 40_000 + 31 * i);
+            ids4.insert(sent(&run.run(&frame.bytes())?)?.0.id);
+            let frame = Frame::udp(MANY6, 53 + i).from(&v6, 40_000 + 31 * i);
+            ids6.insert(sent(&run.run(&frame.bytes())?)?.0.id);
+        }
+        ensure!(
+            ids4.len() == 1 && ids6.len() == 1,
+            "client {client} went to {ids4:?} and {ids6:?}"
+        );
+        used.extend(ids4);
+        used.extend(ids6);
+    }
+    ensure!(used == backends_of(&[8, 11]), "backends used: {used:?}");
+    Ok(())
+}
+
+fn backends_of(services: &[u32]) -> BTreeSet<u32> {
+    BACKENDS
+        .iter()
+        .filter(|b| services.contains(&b.service))
+        .map(|b| b.id)
+        .collect()
+}
+
+fn flow_labels(run: &mut dyn Run) -> Result<()> {
+    let mut labels = HashSet::new();
+    let mut tunnels = 0;
+    for i in 0..300 {
+        for frame in flow(i) {
+            let (backend, label) = sent(&run.run(&frame.bytes())?)?;
+            if backend.mode == Mode::V6 {
+                tunnels += 1;
+                labels.insert(label);
+            }
+        }
+    }
+    // 400 draws from 2^20 meet 0.08 times on average.
+    ensure!(
+        tunnels >= 350,
+        "only {tunnels} of the flows went through IPv6"
+    );
+    ensure!(
+        labels.len() >= tunnels - 5,
+        "{tunnels} flows have only {} labels",
+        labels.len()
+    );
+    Ok(())
+}
+
+/// The whole expected output of a frame for a service with a single backend.
+fn exactly(run: &mut dyn Run, frame: &Frame, id: u32, what: &str) -> Result<()> {
+    let bytes = frame.bytes();
+    let outcome = run.run(&bytes)?;
+    let backend = backend_of(id);
+    let label = outer_label(backend.mode, &outcome.bytes);
+    let mut expected = backend.outer(
+        frame.v6(),
+        frame.packet_length(),
+        frame.type_of_service(),
+        label,
+    );
+    expected.extend(&bytes[frame.l2_length()..]);
+    ensure!(
+        outcome.bytes == expected,
+        "{what}: {expected:x?}\nexpected, got\n{:x?}",
+        outcome.bytes
+    );
+    if backend.mode == Mode::V4 {
+        let sum = internet_checksum(&outcome.bytes[ETHERNET..ETHERNET + 20]);
+        ensure!(sum == 0, "{what}: the outer header sums to {sum:#x}");
+    }
+    Ok(())
+}
+
+fn traffic_classes(run: &mut dyn Run) -> Result<()> {
+    for (name, frame, id) in good() {
+        for tos in 0..=255 {
+            exactly(
+                run,
+                &frame.clone().tos(tos),
+                id,
+                &format!("{name}, traffic class {tos:#04x}"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn lengths(run: &mut dyn Run) -> Result<()> {
+    for (name, frame, id) in good() {
+        for payload in 0..=1_400 {
+            exactly(
+                run,
+                &frame.clone().payload(payload),
+                id,
+                &format!("{name}, {payload} bytes"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn same_natively() -> Result<()> {
+    let (mut in_kernel, mut native) = (Kernel::get()?, Native::new()?);
+    for i in 0..2_000 {
+        for frame in flow(i) {
+            let bytes = frame.bytes();
+            let (a, b) = (in_kernel.run(&bytes)?, native.run(&bytes)?);
+            ensure!(a == b, "flow {i}: the kernel {a:x?}\nnatively {b:x?}");
+        }
+    }
+    Ok(())
+}
