@@ -4,12 +4,13 @@
 use std::collections::{BTreeSet, HashSet};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::reason::Reason;
 use libtest_mimic::Trial;
 
 use crate::cases::{good, outer_label};
 use crate::frame::{ACK, ETHERNET, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
-use crate::run::{Kernel, Native, Outcome, Run};
-use crate::world::{BACKENDS, Backend, MANY4, MANY6, Mode, backend_of};
+use crate::run::{Action, Kernel, Native, Outcome, Run, other};
+use crate::world::{BACKENDS, Backend, INGRESS, MANY4, MANY6, Mode, Via, backend_of};
 use crate::{kernel, native};
 
 type Test = fn(&mut dyn Run) -> Result<()>;
@@ -37,6 +38,10 @@ pub fn trials() -> Vec<Trial> {
         trials.push(native(name, || test(&mut Native::new()?)));
         trials.push(kernel(name, || test(&mut *Kernel::get()?)));
     }
+    trials.push(kernel(
+        "packets leave by XDP_TX where they came in, elsewhere by XDP_REDIRECT",
+        ways_out,
+    ));
     trials.push(kernel(
         "a flow's backend is the same natively",
         same_natively,
@@ -214,6 +219,33 @@ fn same_natively() -> Result<()> {
             let bytes = frame.bytes();
             let (a, b) = (in_kernel.run(&bytes)?, native.run(&bytes)?);
             ensure!(a == b, "flow {i}: the kernel {a:x?}\nnatively {b:x?}");
+        }
+    }
+    Ok(())
+}
+
+/// The same packets, coming in by loopback and by the other interface. Loopback is not in the device map.
+fn ways_out() -> Result<()> {
+    let mut kernel = Kernel::get()?;
+    for (name, frame, id) in good() {
+        let via = backend_of(id).via;
+        let expected = match via {
+            Via::Ingress => [(INGRESS, Action::Tx), (other(), Action::Drop)],
+            _ => [(INGRESS, Action::Redirect), (other(), Action::Tx)],
+        };
+        for (ingress, action) in expected {
+            let outcome = kernel.run_from(ingress, &frame.bytes())?;
+            ensure!(
+                outcome.action == action,
+                "{name} from {ingress}: {:?}, not {action:?}",
+                outcome.action
+            );
+            let refused = outcome.reasons == [(Reason::Egress, 1)];
+            ensure!(
+                refused == (action == Action::Drop),
+                "{name} from {ingress}: {:?}",
+                outcome.reasons
+            );
         }
     }
     Ok(())

@@ -52,7 +52,8 @@ pub trait Run {
 /// Index of the second interface, set by `main` once it has made one.
 pub static OTHER: OnceLock<u32> = OnceLock::new();
 
-fn other() -> u32 {
+/// The interface that the world's routes with [`world::Via::Other`] name.
+pub fn other() -> u32 {
     *OTHER.get().unwrap_or(&2)
 }
 
@@ -105,6 +106,8 @@ impl Run for Native {
 /// The object in the kernel.
 pub struct Kernel {
     plane: KernelDataPlane,
+    /// The interface that frames come in by.
+    ingress: u32,
 }
 
 static KERNEL: LazyLock<Result<Mutex<Kernel>, String>> = LazyLock::new(|| {
@@ -128,7 +131,18 @@ impl Kernel {
         for operation in world::operations(other()) {
             plane.apply(&operation)?;
         }
-        Ok(Self { plane })
+        Ok(Self {
+            plane,
+            ingress: INGRESS,
+        })
+    }
+
+    /// Runs one frame that comes in by another interface than loopback.
+    pub fn run_from(&mut self, ingress: u32, frame: &[u8]) -> Result<Outcome> {
+        self.ingress = ingress;
+        let outcome = self.run(frame);
+        self.ingress = INGRESS;
+        outcome
     }
 
     pub fn plane(&mut self) -> &mut KernelDataPlane {
@@ -147,7 +161,7 @@ impl Run for Kernel {
     fn run(&mut self, frame: &[u8]) -> Result<Outcome> {
         let backends = backend_counters(|id| self.plane.backend_counters(id));
         let reasons = self.reasons();
-        let (action, bytes) = test_run(self.plane.program(), frame)?;
+        let (action, bytes) = test_run(self.plane.program(), frame, self.ingress)?;
         let backends = moved(
             &backends,
             &backend_counters(|id| self.plane.backend_counters(id)),
@@ -171,12 +185,17 @@ impl Run for Kernel {
     }
 }
 
-/// Runs an XDP program once on one frame, which comes in by loopback.
-pub fn test_run(program: &Xdp, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
+/// Runs an XDP program once on one frame, which comes in by this interface.
+pub fn test_run(program: &Xdp, frame: &[u8], ingress: u32) -> Result<(Action, Vec<u8>)> {
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, frame.len() as u32, 0, ingress, 0, 0]
+        .map(u32::to_ne_bytes)
+        .concat();
     let mut out = vec![0; 4_096];
     let options = TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
+        ctx_in: Some(&context),
         ..TestRunOptions::default()
     };
     let result = program

@@ -20,7 +20,7 @@ use self::cases::golden;
 use crate::cases::{Expect, all};
 use crate::frame::ETHERNET;
 use crate::run::{Action, Kernel, Native, Run, test_run};
-use crate::world::{BACKENDS, Mode, backend_of};
+use crate::world::{BACKENDS, INGRESS, Mode, backend_of};
 use crate::{kernel, native};
 
 pub fn trials() -> Vec<Trial> {
@@ -118,7 +118,7 @@ fn run_in_kernel(frame: &[u8]) -> Result<Outcome> {
         .program_mut(names::DECAP)
         .context("no program")?
         .try_into()?;
-    let (action, bytes) = test_run(program, frame)?;
+    let (action, bytes) = test_run(program, frame, INGRESS)?;
     let after = loaded.count()?;
     let moved: Vec<_> = (0..Decapped::ALL.len())
         .filter(|i| after[*i] != before[*i])
