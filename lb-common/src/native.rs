@@ -76,7 +76,7 @@ unsafe impl Frame for MemoryFrame {
 }
 
 /// The maps in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MemoryTables {
     pub node: Node,
     pub control: [u64; control::WORDS as usize],

@@ -236,7 +236,8 @@ impl Owner {
             Ok(())
         })
         .inspect_err(|_| {
-            // Some operations may have happened: the next plan writes everything.
+            // Some operations may have happened: the next plan writes everything, and reuses nothing of this one for others.
+            self.installed.interrupted(&plan.after);
             self.apply_error.get_or_insert_default();
         })?;
         self.installed = plan.after;

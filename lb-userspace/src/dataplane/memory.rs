@@ -1,16 +1,32 @@
 //! The data plane in plain memory: the same tables, read by the same data path, without a kernel.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Backend, BackendCounters, Route};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
 
 use super::{DataPlane, Operation};
 
-/// For property tests of the planner.
+/// For property tests of the planner. Nothing runs beside it, so a grace period has nothing to wait for.
 #[derive(Debug)]
 pub struct MemoryDataPlane {
     pub tables: MemoryTables,
+}
+
+impl MemoryDataPlane {
+    /// As in the kernel: the route that is not in force is written, then the head names it.
+    fn write_backend(&mut self, id: u32, service: u32, route: &Route) -> Result<()> {
+        let backend = self
+            .tables
+            .backends
+            .get_mut(id as usize)
+            .filter(|_| id != 0)
+            .with_context(|| format!("backend id {id} is out of range"))?;
+        let spare = 1 - (backend.head & 1) as usize;
+        backend.routes[spare] = *route;
+        backend.head = Backend::head(service, spare);
+        Ok(())
+    }
 }
 
 impl DataPlane for MemoryDataPlane {
@@ -18,22 +34,25 @@ impl DataPlane for MemoryDataPlane {
         match operation {
             Operation::AllowEgress { .. } | Operation::Grace => {}
             Operation::WriteBackend { id, service, route } => {
-                let backend = &mut self.tables.backends[*id as usize];
-                backend.routes[0] = *route;
-                backend.head = Backend::head(*service, 0);
+                self.write_backend(*id, *service, route)?;
             }
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
-                    self.tables.slots[*index as usize] = *word;
+                    *self
+                        .tables
+                        .slots
+                        .get_mut(*index as usize)
+                        .with_context(|| format!("slot {index} is out of range"))? = *word;
                 }
             }
-            Operation::SetServices { entries } => {
-                ensure!(self.tables.set_services(entries), "service table full")
-            }
+            Operation::SetServices { entries } => ensure!(
+                self.tables.set_services(entries),
+                "{} entries do not fit the service table",
+                entries.len()
+            ),
             Operation::ClearBackend { id } => {
-                self.tables.backends[*id as usize] = Backend::default();
+                self.write_backend(*id, 0, &Route::NONE)?;
                 self.tables.counters.get_mut()[*id as usize] = BackendCounters::default();
-                debug_assert_eq!(self.tables.backends[*id as usize].routes[0], Route::NONE);
             }
         }
         Ok(())
@@ -43,6 +62,7 @@ impl DataPlane for MemoryDataPlane {
         self.tables.counters.borrow()[id as usize]
     }
 
+    /// Nobody counts them here: the caller of `process` has the verdict.
     fn reason_counter(&self, _reason: Reason) -> u64 {
         0
     }

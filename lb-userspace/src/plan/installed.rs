@@ -71,12 +71,22 @@ impl InstalledService {
     }
 }
 
+/// A range of slots that only an interrupted plan gave to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StrayRange {
+    pub key: ServiceKey,
+    pub size: u32,
+    pub first_slot: u32,
+}
+
 /// The planner's mirror of the data plane. Cheap to clone: services are shared.
 #[derive(Clone, Debug)]
 pub struct Installed {
     pub capacity: Capacity,
     pub services: BTreeMap<ServiceKey, Arc<InstalledService>>,
     pub(super) egress: BTreeSet<u32>,
+    /// Ranges that packets may still be led to, beside those of `services`: see [`Installed::interrupted`].
+    pub(super) stray: BTreeSet<StrayRange>,
     used_ids: BTreeSet<u32>,
     /// Where to look for the next id: freed ones come round last.
     next_id: u32,
@@ -90,10 +100,40 @@ impl Installed {
             capacity,
             services: BTreeMap::new(),
             egress: BTreeSet::new(),
+            stray: BTreeSet::new(),
             used_ids: BTreeSet::new(),
             next_id: 1,
             // 0 is what cleared backend records say.
             next_number: 1,
+        }
+    }
+
+    /// Takes in that the plan towards `wanted` was applied only in part, nobody knows how far.
+    ///
+    /// Afterwards `self` owns what either side owns, so the next plan (which must be a full one) gives no id, number or range to
+    /// somebody else while packets may still be led to it. What that plan does not want it takes back in the usual order.
+    /// Interrupting the same plan again adds nothing.
+    pub fn interrupted(&mut self, wanted: &Self) {
+        self.used_ids.extend(&wanted.used_ids);
+        self.next_id = wanted.next_id;
+        self.next_number = wanted.next_number;
+        for (key, theirs) in &wanted.services {
+            let Some(ours) = self.services.get_mut(key) else {
+                self.services.insert(*key, Arc::clone(theirs));
+                continue;
+            };
+            let ours = Arc::make_mut(ours);
+            if theirs.first_slot != ours.first_slot {
+                self.stray.insert(StrayRange {
+                    key: *key,
+                    size: theirs.size,
+                    first_slot: theirs.first_slot,
+                });
+            }
+            for (address, theirs) in &theirs.backends {
+                let backend = ours.backends.entry(*address).or_insert(*theirs);
+                backend.route = theirs.route.or(backend.route);
+            }
         }
     }
 
@@ -138,18 +178,24 @@ impl Installed {
         self.used_ids.remove(&id);
     }
 
-    /// First gap of `size` slots that neither `self` nor `before` uses.
+    /// First gap of `size` slots that neither `self` nor `before` uses; or a stray range of the service's own.
     pub(super) fn take_slots(
         &self,
         before: &Self,
         size: u32,
         key: &ServiceKey,
     ) -> Result<u32, PlanError> {
+        let own = self.stray.iter().find(|s| s.key == *key && s.size == size);
+        if let Some(own) = own {
+            return Ok(own.first_slot);
+        }
+        let stray = self.stray.iter().map(|s| (s.first_slot, s.size));
         let mut taken: Vec<_> = before
             .services
             .values()
             .chain(self.services.values())
             .map(|s| (s.first_slot, s.size))
+            .chain(stray)
             .collect();
         taken.sort_unstable();
         let mut start = 0;

@@ -63,7 +63,8 @@ pub enum PlanError {
 }
 
 impl Installed {
-    /// Plans the way to `desired`, which is sorted by key. `full`: write every slot, whatever is believed to be there.
+    /// Plans the way to `desired`, which is sorted by key. `full`: write everything, whatever is believed to be there; needed
+    /// after [`Installed::interrupted`].
     pub fn plan(&self, desired: &[DesiredService], full: bool) -> Result<Plan, PlanError> {
         let mut planner = Planner {
             before: self,
@@ -228,7 +229,8 @@ impl Planner<'_> {
     fn finish(mut self) -> Result<Plan, PlanError> {
         let mut operations = Vec::new();
         for ifindex in self.after.interfaces() {
-            if self.full || self.after.egress.insert(ifindex) {
+            let new = self.after.egress.insert(ifindex);
+            if new || self.full {
                 operations.push(Operation::AllowEgress { ifindex });
             }
         }
@@ -255,7 +257,8 @@ impl Planner<'_> {
                 .services
                 .get(key)
                 .is_none_or(|new| new.first_slot != old.first_slot)
-        });
+        }) || !self.before.stray.is_empty();
+        self.after.stray.clear();
         if !self.freed.is_empty() || ranges_freed {
             operations.push(Operation::Grace);
         }
