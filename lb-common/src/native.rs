@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use crate::abi::{Backend, BackendCounters, Node, ServiceBucket, ServiceEntry, control};
 use crate::packet::Frame;
-use crate::process::Tables;
+use crate::process::{Forwarded, Tables};
 use crate::service::place;
 use crate::slot::SlotWord;
 
@@ -146,11 +146,15 @@ impl Tables for MemoryTables {
         self.backends.get(id as usize)
     }
 
-    fn count(&self, backend: u32, bytes: u32, opener: bool) {
-        if let Some(counters) = self.counters.borrow_mut().get_mut(backend as usize) {
+    fn count(&self, forwarded: &Forwarded) {
+        if let Some(counters) = self
+            .counters
+            .borrow_mut()
+            .get_mut(forwarded.backend as usize)
+        {
             counters.packets += 1;
-            counters.bytes += u64::from(bytes);
-            counters.flows += u64::from(opener);
+            counters.bytes += u64::from(forwarded.bytes);
+            counters.flows += u64::from(forwarded.opener);
         }
     }
 }

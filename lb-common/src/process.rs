@@ -1,7 +1,7 @@
 //! Where a packet goes. Read it top to bottom.
 //!
 //! ```text
-//! parse ─▶ service ─▶ slot ─▶ backend ─▶ size check ─▶ encapsulate ─▶ count ─▶ transmit
+//! parse ─▶ service ─▶ slot ─▶ backend ─▶ size check ─▶ encapsulate ─▶ transmit ─▶ count
 //! ```
 //! The service is looked up before anything is refused: traffic that is not ours always passes untouched.
 
@@ -24,18 +24,29 @@ pub trait Tables {
     /// One load of one slot.
     fn slot(&self, index: u32) -> Option<SlotWord>;
     fn backend(&self, id: u32) -> Option<&Backend>;
-    /// Counts one packet for a backend: `bytes` of the client's IP packet; `opener`: it opens a flow.
-    fn count(&self, backend: u32, bytes: u32, opener: bool);
+    /// Counts a packet for its backend, once it is sure to be transmitted.
+    fn count(&self, forwarded: &Forwarded);
 }
 
 /// What to do with the frame. After `Forward` it carries its outer header; otherwise it is as it came, but for the reasons
 /// `headroom` and `egress`, whose frames are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Transmit through this interface.
-    Forward { ifindex: u32 },
+    Forward(Forwarded),
     /// Pass or drop, as the reason says.
     Refuse(Reason),
+}
+
+/// A packet on its way to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The interface to transmit through.
+    pub ifindex: u32,
+    pub backend: u32,
+    /// Of the client's IP packet.
+    pub bytes: u32,
+    /// It opens a flow.
+    pub opener: bool,
 }
 
 /// Decides on one frame, and encapsulates it when it is to be forwarded.
@@ -48,14 +59,18 @@ pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
         Parsed::Refused(refusal) => Err(refused(tables, &refusal)),
     };
     match forwarded {
-        Ok(ifindex) => Verdict::Forward { ifindex },
+        Ok(forwarded) => Verdict::Forward(forwarded),
         Err(reason) => Verdict::Refuse(reason),
     }
 }
 
 /// A whole TCP or UDP packet.
 #[inline(always)]
-fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet) -> Result<u32, Reason> {
+fn forward<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+) -> Result<Forwarded, Reason> {
     let node = tables.node();
     let flow = &packet.flow;
     let service = service(
@@ -79,8 +94,12 @@ fn forward<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet) -> R
     let id = tables.slot(index).ok_or(Reason::ServiceTable)?.primary();
     let (backend, route) = backend(tables, id, service.number)?;
     encapsulate(frame, packet, route, hash as u32)?;
-    tables.count(backend, packet.length, packet.opener);
-    Ok(route.ifindex)
+    Ok(Forwarded {
+        ifindex: route.ifindex,
+        backend,
+        bytes: packet.length,
+        opener: packet.opener,
+    })
 }
 
 /// The service of (address, port, protocol), else of (address, every port, protocol).

@@ -21,7 +21,7 @@ mod program {
     use aya_log_ebpf::warn;
     use lb_common::abi::{Backend, BackendCounters, Node, ServiceBucket, control};
     use lb_common::packet::Frame as _;
-    use lb_common::process::{Tables, Verdict, process};
+    use lb_common::process::{Forwarded, Tables, Verdict, process};
     use lb_common::reason::{Fate, REASONS, Reason};
     use lb_common::slot::SlotWord;
 
@@ -59,22 +59,25 @@ mod program {
     pub fn sluice_balancer(ctx: XdpContext) -> u32 {
         let mut frame = XdpFrame::new(ctx);
         match process(&mut frame, &Maps) {
-            Verdict::Forward { ifindex } => transmit(&frame, ifindex),
+            Verdict::Forward(forwarded) => transmit(&frame, &forwarded),
             Verdict::Refuse(reason) => refuse(&frame, reason),
         }
     }
 
     /// Out by the interface it came in by, or by another one.
     #[inline(always)]
-    fn transmit(frame: &XdpFrame, ifindex: u32) -> u32 {
-        if ifindex == frame.ingress() {
-            return XDP_TX;
-        }
-        // 0: what the kernel returns when the interface is not in the map.
-        match EGRESS.redirect(ifindex, 0) {
-            Ok(action) => action,
-            Err(_) => refuse(frame, Reason::Egress),
-        }
+    fn transmit(frame: &XdpFrame, forwarded: &Forwarded) -> u32 {
+        let action = if forwarded.ifindex == frame.ingress() {
+            XDP_TX
+        } else {
+            // 0: what the kernel returns when the interface is not in the map.
+            match EGRESS.redirect(forwarded.ifindex, 0) {
+                Ok(action) => action,
+                Err(_) => return refuse(frame, Reason::Egress),
+            }
+        };
+        Maps.count(forwarded);
+        action
     }
 
     #[inline(always)]
@@ -146,16 +149,16 @@ mod program {
         }
 
         #[inline(always)]
-        fn count(&self, backend: u32, bytes: u32, opener: bool) {
+        fn count(&self, forwarded: &Forwarded) {
             let index = cpu()
                 .wrapping_mul(NODE.load().backend_capacity)
-                .wrapping_add(backend);
+                .wrapping_add(forwarded.backend);
             if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(index) {
                 // SAFETY: as in `refuse`.
                 unsafe {
                     (*counters).packets += 1;
-                    (*counters).bytes += u64::from(bytes);
-                    (*counters).flows += u64::from(opener);
+                    (*counters).bytes += u64::from(forwarded.bytes);
+                    (*counters).flows += u64::from(forwarded.opener);
                 }
             }
         }

@@ -22,6 +22,7 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PER_CPU_ARRAY: u32 = 6;
 const DEVMAP_HASH: u32 = 25;
+const RING_BUFFER: u32 = 27;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Far from the million that the kernel allows, near enough to notice when a change makes the verifier's work explode.
@@ -94,6 +95,8 @@ fn balancer_maps() -> BTreeMap<&'static str, Shape> {
         (names::REASON_COUNTERS, array::<u64>()),
         // struct bpf_devmap_val: interface, program.
         (names::EGRESS, (DEVMAP_HASH, 4, 8, 0)),
+        // aya-log's.
+        ("AYA_LOGS", (RING_BUFFER, 0, 0, 0)),
     ])
 }
 

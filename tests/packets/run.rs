@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::abi::BackendCounters;
 use lb_common::native::{MemoryFrame, MemoryTables};
-use lb_common::process::{Verdict, process};
+use lb_common::process::{Tables as _, Verdict, process};
 use lb_common::reason::{Fate, Reason};
 use lb_userspace::dataplane::DataPlane as _;
 use lb_userspace::dataplane::kernel::KernelDataPlane;
@@ -79,17 +79,27 @@ impl Run for Native {
         let before = backend_counters(|id| self.plane.backend_counters(id));
         let mut frame = MemoryFrame::new(frame, INGRESS);
         let verdict = process(&mut frame, &self.plane.tables);
-        let after = backend_counters(|id| self.plane.backend_counters(id));
         // What the kernel's entry point does with the verdict.
         let (action, reason) = match verdict {
-            Verdict::Forward { ifindex } if ifindex == INGRESS => (Action::Tx, None),
-            Verdict::Forward { ifindex } if ifindex == other() => (Action::Redirect, None),
-            Verdict::Forward { .. } => (Action::Drop, Some(Reason::Egress)),
+            Verdict::Forward(forwarded) => {
+                let action = match forwarded.ifindex {
+                    INGRESS => Some(Action::Tx),
+                    ifindex if ifindex == other() => Some(Action::Redirect),
+                    _ => None,
+                };
+                if action.is_some() {
+                    self.plane.tables.count(&forwarded);
+                }
+                action.map_or((Action::Drop, Some(Reason::Egress)), |action| {
+                    (action, None)
+                })
+            }
             Verdict::Refuse(reason) => match reason.fate() {
                 Fate::Pass => (Action::Pass, Some(reason)),
                 Fate::Drop => (Action::Drop, Some(reason)),
             },
         };
+        let after = backend_counters(|id| self.plane.backend_counters(id));
         Ok(Outcome {
             action,
             bytes: frame.bytes(),

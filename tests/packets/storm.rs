@@ -256,9 +256,9 @@ fn judge(frame: &[u8], outcome: &Outcome) -> Result<()> {
             outcome.reasons.len() == 1 && outcome.reasons[0].1 == 1,
             "one packet, one reason"
         );
+        ensure!(outcome.backends.is_empty(), "counted, but not forwarded");
         if outcome.reasons[0].0 != Reason::Egress {
             ensure!(outcome.bytes == frame, "changed, but not forwarded");
-            ensure!(outcome.backends.is_empty(), "counted, but not forwarded");
         }
         return Ok(());
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lb_common::abi::{Backend, Node, Route, ServiceBucket};
 use lb_common::encap::Way;
 use lb_common::native::{MemoryFrame, MemoryTables};
-use lb_common::process::{Tables, Verdict, process};
+use lb_common::process::{Forwarded, Tables, Verdict, process};
 use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
 
@@ -177,7 +177,7 @@ impl Tables for Mixed<'_> {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.backend(id)
     }
-    fn count(&self, _backend: u32, _bytes: u32, _opener: bool) {}
+    fn count(&self, _forwarded: &Forwarded) {}
 }
 
 type Services = BTreeMap<ServiceKey, Arc<InstalledService>>;
@@ -336,7 +336,7 @@ impl World {
     pub fn send(&self, key: ServiceKey) -> Result<u8, Reason> {
         let mut frame = MemoryFrame::new(&frame(&key, 1), 1);
         match process(&mut frame, &self.plane.tables) {
-            Verdict::Forward { .. } => Ok(frame.bytes()[2]),
+            Verdict::Forward(_) => Ok(frame.bytes()[2]),
             Verdict::Refuse(reason) => Err(reason),
         }
     }
@@ -373,7 +373,7 @@ fn check<T: Tables>(probe: &Probe, tables: &T, eras: &[Services], when: &str) {
         eras.iter().filter_map(|era| era.get(key)).collect()
     };
     match verdict {
-        Verdict::Forward { ifindex } => {
+        Verdict::Forward(Forwarded { ifindex, .. }) => {
             let bytes = frame.bytes();
             let (service, backend) = (keys()[bytes[1] as usize], address(bytes[2]));
             assert!(
