@@ -71,14 +71,17 @@ impl State {
 
     /// Puts another file in the place of the old one; run-time changes, health and next hops stay.
     pub fn reload(&mut self, config: &Config) -> Result<(), ChangeError> {
-        let effective = self.overlay.merge(&config.services)?;
+        let mut overlay = self.overlay.clone();
+        overlay.forget_undeclared(&config.services);
+        let effective = overlay.merge(&config.services)?;
+        self.overlay = overlay;
         self.node = config.node.clone();
         self.file = config.services.clone();
         self.adopt(effective);
         Ok(())
     }
 
-    /// Makes a run-time change, or none at all. `change` edits a copy of the overlay.
+    /// Makes a run-time change, or none at all. `change` edits a copy of the overlay. `false`: it was so already.
     pub fn change(
         &mut self,
         change: impl FnOnce(&mut Overlay, &[ServiceSpec], &[Effective]) -> Result<(), ChangeError>,
@@ -87,8 +90,10 @@ impl State {
         change(&mut overlay, &self.file, &self.effective)?;
         let effective = overlay.merge(&self.file)?;
         let changed = effective != self.effective;
-        self.overlay = overlay;
-        self.adopt(effective);
+        if changed {
+            self.overlay = overlay;
+            self.adopt(effective);
+        }
         Ok(changed)
     }
 
@@ -138,9 +143,13 @@ impl State {
         reason: &str,
         now: Instant,
     ) -> Vec<BackendRef> {
-        let known: HashSet<BackendRef> = self.backends().collect();
         let mut flipped = Vec::new();
-        for backend in backends.iter().filter(|backend| known.contains(*backend)) {
+        for backend in backends {
+            let (service, address) = backend;
+            let known = self.service(service).and_then(|s| s.backend(*address));
+            if known.is_none() {
+                continue;
+            }
             let old = self.health.get(backend);
             let since = match old {
                 Some(old) if old.health == health => old.since,
@@ -161,8 +170,12 @@ impl State {
         flipped
     }
 
+    /// Takes in what netlink says of an address. News of one that is no backend any more comes too late: kept, it would stand
+    /// for the truth when the address comes back.
     pub fn set_next_hop(&mut self, address: IpAddr, next_hop: NextHopState) {
-        self.next_hops.insert(address, next_hop);
+        if self.effective.iter().any(|s| s.backend(address).is_some()) {
+            self.next_hops.insert(address, next_hop);
+        }
     }
 
     pub fn observed(&self, service: &str, address: IpAddr) -> Option<&Observed> {

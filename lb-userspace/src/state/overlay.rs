@@ -116,7 +116,7 @@ impl Overlay {
             }
             if let Some(other) = keys.insert(spec.key, &spec.name) {
                 return Err(ChangeError::Conflict(format!(
-                    "service {:?} wants {}, which service {other:?} has already",
+                    "service {:?} wants {}, which service {other:?} has already; choose another address, port or protocol for one of them, or remove one",
                     spec.name, spec.key
                 )));
             }
@@ -185,6 +185,29 @@ impl Overlay {
         }
         self.forget_backends(name);
         Ok(())
+    }
+
+    /// Forgets what was said of services and backends that `file`, newly read, does not declare (any more): whoever declares
+    /// them again means something new. What was added at run time and stands in the file now is the file's.
+    pub(super) fn forget_undeclared(&mut self, file: &[ServiceSpec]) {
+        self.removed
+            .retain(|name| file.iter().any(|spec| spec.name == *name));
+        let services: HashMap<&str, &ServiceSpec> = file
+            .iter()
+            .filter(|spec| !self.removed.contains(&spec.name))
+            .chain(self.added.values())
+            .map(|spec| (spec.name.as_str(), spec))
+            .collect();
+        self.backends.retain(|(name, address), change| {
+            let Some(spec) = services.get(name.as_str()) else {
+                return false;
+            };
+            let declared = spec.backends.iter().any(|b| b.address == *address);
+            if declared && matches!(change.presence, Presence::Added { .. }) {
+                change.presence = Presence::Declared;
+            }
+            declared || matches!(change.presence, Presence::Added { .. })
+        });
     }
 
     fn forget_backends(&mut self, service: &str) {
