@@ -26,9 +26,6 @@ pub mod names {
     pub const DECAP_COUNTERS: &str = "DECAP_COUNTERS";
 }
 
-/// Version of everything in this file; part of the pin directory's name.
-pub const LAYOUT_VERSION: u32 = 1;
-
 /// Settings that never change while the program is loaded (read-only data of the object).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -61,7 +61,7 @@ reasons! {
     11 NoRoute Drop "no-route" "The backend has no next hop."
     12 TooBig Drop "too-big" "With the outer header it would not fit the egress MTU."
     13 Headroom Drop "headroom" "The driver left no room in front of the packet for the outer header."
-    14 Egress Drop "egress" "The egress interface is not in the device map, or cannot transmit from XDP."
+    14 Egress Drop "egress" "The egress interface is not in the device map."
     15 ServiceTable Drop "service-table" "The lookup table of the service is out of bounds (should never happen)."
 }
 

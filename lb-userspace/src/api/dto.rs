@@ -22,13 +22,13 @@ pub struct Status {
     pub config_loaded_at: u64,
     /// Why the last reload was refused, if it was; the older state keeps running.
     pub config_error: Option<String>,
-    /// True once every backend has a first verdict and the data path is attached and programmed.
+    /// True once the data path is programmed and attached: when every backend has a first verdict, or the wait for them is over.
     pub ready: bool,
     /// Why `ready` is false.
     pub not_ready: Vec<String>,
     pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceSummary>,
-    /// Packets by verdict and reason since the data path was loaded; rows that are zero are left out.
+    /// Packets by verdict and reason since this daemon's start; rows that are zero are left out.
     pub packets: Vec<ReasonCount>,
     pub capacity: Vec<CapacityUse>,
 }
@@ -38,7 +38,7 @@ pub struct InterfaceStatus {
     pub name: String,
     pub ifindex: u32,
     pub asked: XdpMode,
-    /// `native` or `generic`: read back from the kernel; `None` when not attached.
+    /// `native` or `generic`, as the kernel granted it; `None` when not attached.
     pub got: Option<XdpMode>,
     /// Why the mode is not the one asked for, or why it is not attached.
     pub note: Option<String>,

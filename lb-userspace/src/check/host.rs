@@ -125,6 +125,19 @@ pub fn jit(setting: Option<&str>) -> Option<Finding> {
     })
 }
 
+/// `outcome` of asking the kernel for a grace period, without which no table can be changed.
+pub fn grace_periods(outcome: anyhow::Result<()>) -> Finding {
+    let what = "grace periods";
+    match outcome {
+        Ok(()) => Finding::ok(what, "the kernel grants them"),
+        Err(error) => Finding::error(
+            what,
+            format!("{error:#}"),
+            "boot without nohz_full= on the kernel's command line",
+        ),
+    }
+}
+
 pub fn hash_seed(node: &NodeSpec) -> Finding {
     Finding::ok(
         "hash seed",

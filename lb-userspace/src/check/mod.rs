@@ -85,6 +85,7 @@ pub async fn run(config: &Config) -> Vec<Finding> {
             .ok()
             .as_deref(),
     ));
+    findings.push(host::grace_periods(crate::dataplane::grace::wait()));
     findings.push(host::hash_seed(&config.node));
 
     let present = match netlink::interface::interfaces().await {

@@ -41,12 +41,15 @@ enum BackendVerb {
         #[arg(long, value_parser = weight())]
         weight: Option<u32>,
     },
-    /// Remove a backend from a service at once; `drain` it first to let its flows end
+    /// Remove a backend from a service at once
     Remove {
         #[command(flatten)]
         backend: Backend,
     },
-    /// Give a backend no new flows
+    /// Take a backend out of the lookup table, with a reason: flows go elsewhere
+    ///
+    /// This version does not track connections: those that are open when the backend leaves the table break. When no
+    /// other backend is left and the service says on_empty = "keep", the table stays as it is.
     Drain {
         #[command(flatten)]
         backend: Backend,

@@ -15,8 +15,8 @@ use crate::model::XdpMode;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sudo sluice decap --interface eth0 --allow 192.0.2.10 --allow 192.0.2.11
-  sudo sluice decap --interface eth0 --xdp-mode generic --allow 2001:db8::10")]
+  sudo sluice decap --interface eth0
+  sudo sluice decap --interface eth0 --xdp-mode generic --allow 10.0.0.11 --allow 2001:db8::11")]
 pub struct DecapArgs {
     /// The interface on which packets from the balancers arrive
     #[arg(long, value_name = "IF")]
@@ -24,7 +24,8 @@ pub struct DecapArgs {
     /// How to attach: native where the driver can, else generic; or only the one named
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_mode)]
     xdp_mode: XdpMode,
-    /// Take packets from these outer source addresses only (repeat it); without it, from every one
+    /// Take tunnel packets for these outer destinations (addresses of this host; repeat it); without it, for every
+    /// address of the interface
     #[arg(long, value_name = "ADDRESS", value_parser = address::ip, num_args = 1..)]
     allow: Vec<IpAddr>,
     #[command(flatten)]

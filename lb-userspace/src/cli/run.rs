@@ -24,7 +24,7 @@ pub struct RunArgs {
 
 pub fn run(args: RunArgs) -> Result<(), Failure> {
     log::start(&args.log)?;
-    // One worker for the owner loop, one for probes and scrapes; packets are the kernel's.
+    // The owner loop has this thread; two workers do for probes, control socket and scrapes. Packets are the kernel's.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

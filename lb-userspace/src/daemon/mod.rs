@@ -111,6 +111,13 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
         ),
         Ending::Detached => tracing::info!("detached: ending"),
     }
+    match owner.run_time_changes() {
+        0 => {}
+        n => tracing::warn!(
+            "{n} run-time changes (services, backends, drains, weights) are forgotten: they are kept in memory only; what is to last \
+             belongs in the file"
+        ),
+    }
     stop.cancel();
     // Open requests are answered (bounded by the servers) before the process ends.
     let _ = control.await;

@@ -158,6 +158,10 @@ impl Owner {
         }
     }
 
+    pub fn run_time_changes(&self) -> usize {
+        self.state.run_time_changes()
+    }
+
     /// The next moment something is due without an event.
     fn wake_at(&self) -> Instant {
         let now = Instant::now();

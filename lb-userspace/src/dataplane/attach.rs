@@ -153,7 +153,7 @@ pub fn detach(pin: &Path) -> Result<Vec<String>> {
     for empty in [directory.as_path(), pin] {
         match fs::remove_dir(empty) {
             Ok(()) => {}
-            // Another layout version, or somebody's own pins.
+            // Somebody's own pins.
             Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => break,
             Err(error) => return Err(error).with_context(|| format!("{}", empty.display())),
         }
@@ -231,8 +231,9 @@ fn explain(error: ProgramError) -> anyhow::Error {
         _ => None,
     };
     match io_error {
-        Some(libc::EBUSY) => anyhow!(
-            "another XDP program is attached there already: `ip link` shows its id, `ip link set dev IF xdp off` takes it off"
+        Some(libc::EBUSY | libc::EEXIST) => anyhow!(
+            "another XDP program is attached there already: `ip link` shows its id; take it off with what attached it \
+             (another sluice: `sluice detach`; else `bpftool link` finds and detaches it)"
         ),
         Some(libc::EOPNOTSUPP) => anyhow!("the driver does not do it"),
         Some(libc::EPERM) => {

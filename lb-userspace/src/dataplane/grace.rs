@@ -2,7 +2,7 @@
 //!
 //! XDP programs run inside RCU read-side critical sections (NAPI polls with bottom halves disabled), so after a
 //! `synchronize_rcu()` every packet that saw an older table has been decided. `membarrier(MEMBARRIER_CMD_GLOBAL)` is that call
-//! (kernel/sched/membarrier.c), without a map, a program or a privilege. See docs/decisions/grace-period.md.
+//! (kernel/sched/membarrier.c), without a map, a program or a privilege. See docs/decisions/0004-grace-period.md.
 
 use std::io;
 

@@ -88,6 +88,8 @@ impl KernelDataPlane {
             routes_flipped: vec![None; node.backend_capacity as usize],
         };
         plane.program().load().map_err(explain_verifier)?;
+        // Better no start than a daemon that cannot change a table: without grace periods nothing can be.
+        plane.grace()?;
         Ok(plane)
     }
 

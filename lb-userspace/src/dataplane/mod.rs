@@ -14,7 +14,7 @@ pub mod objects;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lb_common::abi::{BackendCounters, LAYOUT_VERSION, Route, ServiceEntry};
+use lb_common::abi::{BackendCounters, Route, ServiceEntry};
 use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
 
@@ -50,7 +50,8 @@ pub trait DataPlane {
     fn reason_counter(&self, reason: Reason) -> u64;
 }
 
-/// The directory in bpffs that holds this layout version's pins.
+/// The directory in bpffs that holds the XDP links. Not versioned: whatever the layout of its maps, a new program takes the place
+/// of an old one in the same link.
 pub fn pin_directory(pin: &Path) -> PathBuf {
-    pin.join(format!("v{LAYOUT_VERSION}"))
+    pin.join("links")
 }

@@ -63,6 +63,11 @@ impl State {
         &self.effective
     }
 
+    /// How many things operators changed at run time.
+    pub fn run_time_changes(&self) -> usize {
+        self.overlay.changes()
+    }
+
     pub fn service(&self, name: &str) -> Option<&Effective> {
         self.effective
             .iter()

@@ -158,6 +158,11 @@ impl Overlay {
         backends
     }
 
+    /// How many things differ from the file.
+    pub fn changes(&self) -> usize {
+        self.added.len() + self.removed.len() + self.backends.len()
+    }
+
     pub fn add_service(&mut self, spec: ServiceSpec) -> Result<(), ChangeError> {
         // A service of the file that was removed and comes back with other settings is an added one; its name stays removed.
         if self.added.contains_key(&spec.name) {
