@@ -115,6 +115,11 @@ impl KernelDataPlane {
             .context("this kernel does not say (before 5.16)")
     }
 
+    /// Grace periods waited for so far: those of plans, and those before something is written over.
+    pub const fn grace_periods(&self) -> u64 {
+        self.epoch
+    }
+
     fn grace(&mut self) -> Result<()> {
         grace::wait()?;
         self.epoch += 1;

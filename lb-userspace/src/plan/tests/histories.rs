@@ -56,13 +56,11 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn one_backend() -> impl Strategy<Value = Backend> {
     let mostly = prop::bool::weighted(0.8);
     let route = prop::option::weighted(0.85, 0..4_u8);
-    (0..4_u32, mostly, mostly, route).prop_map(|(weight, healthy, may_keep, route)| {
-        Backend {
-            weight,
-            healthy,
-            may_keep,
-            route,
-        }
+    (0..4_u32, mostly, mostly, route).prop_map(|(weight, healthy, may_keep, route)| Backend {
+        weight,
+        healthy,
+        may_keep,
+        route,
     })
 }
 
