@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,14 +39,16 @@ const RESUBSCRIBE: Duration = Duration::from_secs(1);
 
 /// A running resolver. Dropping it ends it.
 pub struct NextHopsHandle {
-    wanted: watch::Sender<HashSet<IpAddr>>,
+    /// A queue, not a last value: an address that goes and comes back between two looks must be reported again.
+    wanted: mpsc::UnboundedSender<HashSet<IpAddr>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl NextHopsHandle {
     /// Replaces the set of addresses. Each new one is reported once, within half a second; then whatever changes.
     pub fn watch(&self, addresses: HashSet<IpAddr>) {
-        self.wanted.send_replace(addresses);
+        // It ends with this handle, so it is there.
+        let _ = self.wanted.send(addresses);
     }
 }
 
@@ -63,7 +65,7 @@ pub async fn spawn_refreshing_every(
     // Subscribed before the first dump: nothing falls between them.
     let changes = Changes::subscribe()?;
     let kernel = Kernel::open()?;
-    let (wanted, updates) = watch::channel(HashSet::new());
+    let (wanted, updates) = mpsc::unbounded_channel();
     let mut resolver = Resolver::new(kernel, events, refresh);
     resolver.load_tables().await?;
     let task = AbortOnDropHandle::new(tokio::spawn(resolver.run(changes, updates)));
@@ -164,16 +166,17 @@ impl Resolver {
         }
     }
 
-    async fn run(mut self, changes: Changes, mut updates: watch::Receiver<HashSet<IpAddr>>) {
+    async fn run(
+        mut self,
+        changes: Changes,
+        mut updates: mpsc::UnboundedReceiver<HashSet<IpAddr>>,
+    ) {
         let mut changes = Some(changes);
         let mut pass = self.refresh;
         loop {
             tokio::select! {
-                update = updates.changed() => {
-                    if update.is_err() {
-                        return;
-                    }
-                    let wanted = updates.borrow_and_update().clone();
+                update = updates.recv() => {
+                    let Some(wanted) = update else { return };
                     self.watched.retain(|address, _| wanted.contains(address));
                     for address in wanted {
                         self.watched.entry(address).or_default();
