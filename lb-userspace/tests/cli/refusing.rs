@@ -155,7 +155,7 @@ fn without_permission_the_code_is_3_and_sudo_is_named() {
     if !nix::unistd::geteuid().is_root() {
         // Written past the test's captured output, so that it is seen.
         let _ = writeln!(
-            std::io::stderr(),
+            std::io::stdout(),
             "SKIPPED without_permission_the_code_is_3_and_sudo_is_named: needs root, to become another user"
         );
         return;
@@ -163,7 +163,13 @@ fn without_permission_the_code_is_3_and_sudo_is_named() {
     let served = Served::start();
     // The build directory may be closed to other users.
     let binary = served.directory().join("sluice");
-    std::fs::copy(SLUICE, &binary).unwrap();
+    // By another process: were the copy open for writing here, a test that forks meanwhile would hold it open, and it could not
+    // be executed ("text file busy").
+    let copied = std::process::Command::new("cp")
+        .arg(SLUICE)
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let as_nobody = || -> Said {
         command(&binary, &served.socket, &["status"])
             .uid(NOBODY)
