@@ -83,13 +83,19 @@ mod program {
     #[inline(always)]
     fn refuse(frame: &XdpFrame, reason: Reason) -> u32 {
         let index = cpu().wrapping_mul(REASONS).wrapping_add(reason as u32);
+        let mut count = 0_u64;
         if let Some(counter) = REASON_COUNTERS.get_ptr_mut(index) {
             // SAFETY: a valid map value; only this CPU writes it, and XDP is not preempted on its CPU.
-            unsafe { *counter += 1 };
+            unsafe {
+                *counter += 1;
+                count = *counter;
+            }
         }
         // Only what points to a fault of ours is worth a line; what the network sends is counted. When the ring of the log is
         // full, lines are lost, packets are not held up.
         match reason {
+            // The first, second, fourth, eighth … of its kind: a flood of packets is no flood of lines.
+            _ if count & count.wrapping_sub(1) != 0 => {}
             Reason::BackendGone => {
                 warn!(frame.context(), "a slot names a backend of another service")
             }

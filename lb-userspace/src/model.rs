@@ -98,7 +98,7 @@ pub enum Affinity {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum OnEmpty {
-    /// The last table stays: a failing prober must not take a service down.
+    /// Health is ignored: a failing prober must not take a service down.
     #[default]
     Keep,
     /// Packets are dropped, reason `no-backend`.

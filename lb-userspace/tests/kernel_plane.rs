@@ -361,6 +361,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         address: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
+        only_down: false,
         may_keep: true,
         route: Some(route(n)),
     };

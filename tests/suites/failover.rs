@@ -17,7 +17,7 @@ pub fn add(suites: &mut Suites) {
     suites.case("failover", "killed_process_is_left_and_returned_to", killed);
     suites.case("failover", "http_503_is_left_and_returned_to", unhealthy);
     suites.case("failover", "pulled_cable_is_left", unreachable);
-    suites.case("failover", "last_table_stays_when_all_fail", all_fail);
+    suites.case("failover", "all_share_when_all_probes_fail", all_fail);
 }
 
 /// Time that `count` probes take at the latest, with the grace.
@@ -126,7 +126,7 @@ fn unreachable() -> Result<()> {
 /// `on_empty = "keep"`, the default: probes that all fail do not take the service down.
 fn all_fail() -> Result<()> {
     let lab = serving(Lab::builder().backends(2))?;
-    let daemon = probed_web(&lab)?;
+    let mut daemon = probed_web(&lab)?;
     for backend in lab.backends() {
         backend.set_health_status(503);
     }
@@ -136,9 +136,21 @@ fn all_fail() -> Result<()> {
             .iter()
             .all(|service| service.eligible == 0))
     })?;
-    lab.client()
-        .http(web_vip(), 100, 16)?
-        .ensure_all_answered()?;
+    both_answer(&lab)?;
+
+    // Nor does a restart meanwhile.
+    daemon.terminate()?;
+    both_answer(&lab)?;
+    daemon.restart()?;
+    ensure!(daemon.services()?[0].eligible == 0, "a probe succeeded");
+    both_answer(&lab)
+}
+
+/// 100 connections: none fails, and nobody gets all of them.
+fn both_answer(lab: &Lab) -> Result<()> {
+    let run = lab.client().http(web_vip(), 100, 16)?;
+    let answers = run.ensure_all_answered()?.by_backend();
+    ensure!(answers.len() == 2, "{answers:?}");
     Ok(())
 }
 

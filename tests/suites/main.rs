@@ -12,6 +12,7 @@ mod lifecycle;
 mod passing;
 mod setup;
 mod spread;
+mod standing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -95,6 +96,7 @@ fn main() -> Result<()> {
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
+    standing::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()

@@ -66,7 +66,7 @@ pub fn detach(args: DetachArgs, socket: Socket) -> Result<(), Failure> {
                     .into());
                 }
             };
-            let freed = dataplane::detach(&pin)?;
+            let freed = dataplane::attach::detach_alone(&pin)?;
             without_daemon(&freed, &pin.display().to_string())
         }
         Err(error) => return Err(error.into()),

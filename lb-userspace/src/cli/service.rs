@@ -75,7 +75,7 @@ struct AddArgs {
     /// Slots of the lookup table, fixed for the service's life: auto, 1021, 4093, 16381 or 65537
     #[arg(long, value_name = "SIZE", value_parser = table_size)]
     table_size: Option<Value>,
-    /// When no backend is eligible: keep the last table, or drop packets
+    /// When no backend is eligible: keep sending, as if probes succeeded, or drop packets
     #[arg(long, value_parser = ["keep", "drop"])]
     on_empty: Option<String>,
     /// How backends are probed

@@ -25,8 +25,10 @@ use crate::state::{BackendRef, State};
 /// How long the first attachment waits for first verdicts beyond the longest probe timeout: probes start within 0.2 s, next hops
 /// are known within 0.5 s.
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
-/// A probe that may take longer than this does not hold up the start.
+/// A probe that may take longer than this does not hold up the start …
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// … but while an older program is forwarding there is no hurry to replace it by one that knows less.
+const LONGEST_WAIT_TO_REPLACE: Duration = Duration::from_secs(60);
 /// How often interfaces are looked at: one that was deleted and made again has lost its program.
 const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
@@ -85,6 +87,11 @@ impl Owner {
             .map(|s| s.health.timeout)
             .max()
             .unwrap_or_default();
+        let patience = if attach::is_pinned(&pin_directory(&config.node.pin), BALANCER_PREFIX) {
+            LONGEST_WAIT_TO_REPLACE
+        } else {
+            LONGEST_WAIT
+        };
         Self {
             config_path,
             config_loaded: SystemTime::now(),
@@ -98,7 +105,7 @@ impl Owner {
             targets: HashMap::new(),
             next_hops,
             attachments: Vec::new(),
-            attach_by: Instant::now() + longest.min(LONGEST_WAIT) + FIRST_VERDICTS,
+            attach_by: Instant::now() + longest.min(patience) + FIRST_VERDICTS,
             apply_error: None,
             attach_error: None,
             table_changes: 0,
@@ -127,14 +134,6 @@ impl Owner {
                     // The outcome is in the log and in `status`.
                     let _ = self.reload();
                 }
-                Some(command) = inputs.commands.recv() => {
-                    if let Some(detached) = self.command(command) {
-                        return detached;
-                    }
-                    // A change was applied before it was answered.
-                    self.say_whether_ready();
-                    continue;
-                }
                 Some(event) = inputs.health.recv() => {
                     self.health(event);
                     while let Ok(event) = inputs.health.try_recv() {
@@ -146,6 +145,14 @@ impl Owner {
                     while let Ok(event) = inputs.hops.try_recv() {
                         self.hop(event);
                     }
+                }
+                Some(command) = inputs.commands.recv() => {
+                    if let Some(detached) = self.command(command) {
+                        return detached;
+                    }
+                    // A change was applied before it was answered.
+                    self.say_whether_ready();
+                    continue;
                 }
                 Some(reply) = inputs.snapshots.recv() => {
                     // A scraper that went away is no concern.
@@ -176,16 +183,18 @@ impl Owner {
 
     /// Brings the data plane to what state says, attaches when it is time, and says whether the node is ready.
     fn settle(&mut self) {
+        let before = self.apply_error.clone();
         if let Err(error) = self.apply() {
-            let text = format!("{error:#}");
-            if self.apply_error.as_ref() != Some(&text) {
-                tracing::error!("the data plane could not be brought up to date: {text}");
+            let text = Some(format!("{error:#}"));
+            if before != text {
+                tracing::error!("the data plane could not be brought up to date: {error:#}");
             }
-            self.apply_error = Some(text);
+            self.apply_error = text;
         }
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
-        let missing = self.attachments.is_empty()
-            || self.attach_error.is_some()
+        let wanted = &self.config.node.interfaces;
+        let missing = self.attach_error.is_some()
+            || wanted.len() != self.attachments.len()
             || self
                 .attachments
                 .iter()
@@ -229,20 +238,22 @@ impl Owner {
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
-                if let Operation::ClearBackend { id } = operation {
-                    let last = self.plane.backend_counters(*id);
-                    self.retired.packets += last.packets;
-                    self.retired.bytes += last.bytes;
-                    self.retired.flows += last.flows;
-                }
+                let Operation::ClearBackend { id } = operation else {
+                    self.plane.apply(operation)?;
+                    continue;
+                };
+                let last = self.plane.backend_counters(*id);
                 self.plane.apply(operation)?;
+                self.retired.packets += last.packets;
+                self.retired.bytes += last.bytes;
+                self.retired.flows += last.flows;
             }
             Ok(())
         })
-        .inspect_err(|_| {
+        .inspect_err(|error| {
             // Some operations may have happened: the next plan writes everything, and reuses nothing of this one for others.
             self.installed.interrupted(&plan.after);
-            self.apply_error.get_or_insert_default();
+            self.apply_error = Some(format!("{error:#}"));
         })?;
         self.installed = plan.after;
         self.apply_error = None;
@@ -261,11 +272,17 @@ impl Owner {
     /// Attaches to every named interface; when all of them are, lets go of others.
     pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
         let directory = pin_directory(&config.node.pin);
-        self.attachments.clear();
+        let mode = config.node.xdp_mode;
+        let mut standing = std::mem::take(&mut self.attachments);
+        standing.retain(|attachment| attachment.asked == mode && attachment.stands());
         let mut errors = Vec::new();
         for interface in &config.node.interfaces {
+            // This process has one program: where it is attached, nothing is to be done.
+            if let Some(i) = standing.iter().position(|a| a.interface == *interface) {
+                self.attachments.push(standing.swap_remove(i));
+                continue;
+            }
             let program = self.plane.program();
-            let mode = config.node.xdp_mode;
             match attach::attach(program, interface, mode, &directory, BALANCER_PREFIX) {
                 Ok(attachment) => {
                     tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");

@@ -35,17 +35,9 @@ impl Owner {
         let config = config::load(&self.config_path)?;
         unchangeable(&self.config, &config)?;
         super::require_interfaces(&config)?;
-        self.commit(|owner| {
+        let before = (self.state.clone(), self.config.clone());
+        let changed = self.commit(|owner| {
             owner.state.reload(&config)?;
-            if config.node != owner.config.node
-                && !owner.attachments.is_empty()
-                && let Err(error) = owner.attach(&config)
-            {
-                // Some interfaces may have got the new program; the old set is what stays.
-                let old = owner.config.clone();
-                owner.attach_error = owner.attach(&old).err().map(|error| format!("{error:#}"));
-                return Err(error);
-            }
             let changed = config != owner.config;
             owner.config = config;
             let message = if changed {
@@ -54,7 +46,21 @@ impl Owner {
                 "configuration loaded: it is the one in force"
             };
             Ok((message.to_owned(), changed))
-        })
+        })?;
+        // Interfaces last: what can be refused without touching them has been.
+        let attached = !self.attachments.is_empty();
+        if attached && let Err(error) = self.attach(&self.config.clone()) {
+            // Some interfaces may have got the program; the old set, and all else that was, is what stays.
+            (self.state, self.config) = before;
+            self.watch();
+            self.attach_error = self
+                .attach(&self.config.clone())
+                .err()
+                .map(|error| format!("{error:#}"));
+            self.apply()?;
+            return Err(error);
+        }
+        Ok(changed)
     }
 }
 

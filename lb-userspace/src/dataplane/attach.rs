@@ -23,16 +23,19 @@ use crate::model::XdpMode;
 pub struct Attachment {
     pub interface: String,
     pub ifindex: u32,
+    pub asked: XdpMode,
     /// Native or generic, never auto.
     pub got: XdpMode,
     /// Why generic, when native was tried.
     pub note: Option<String>,
+    /// The link's pin: without it nothing is attached.
+    pin: PathBuf,
 }
 
 impl Attachment {
-    /// Whether the interface is still the one that was attached to. One that was made again has no program.
+    /// Whether it still holds. An interface that was made again has no program; a pin that somebody removed took it off.
     pub fn stands(&self) -> bool {
-        if_nametoindex(self.interface.as_str()) == Ok(self.ifindex)
+        if_nametoindex(self.interface.as_str()) == Ok(self.ifindex) && self.pin.exists()
     }
 }
 
@@ -85,8 +88,10 @@ pub fn attach(
     let attachment = |got, note| Attachment {
         interface: interface.to_owned(),
         ifindex,
+        asked: mode,
         got,
         note,
+        pin: pin_path(directory, prefix, got, ifindex),
     };
     for got in [XdpMode::Native, XdpMode::Generic] {
         let pin = pin_path(directory, prefix, got, ifindex);
@@ -143,6 +148,19 @@ pub fn detach_others(directory: &Path, prefix: &str, keep: &[u32]) -> Result<Vec
     Ok(freed)
 }
 
+/// [`detach`], when no daemon is there.
+///
+/// # Errors
+/// When one is: it would attach again.
+pub fn detach_alone(pin: &Path) -> Result<Vec<String>> {
+    let directory = super::pin_directory(pin);
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let _claimed = claim(&directory)?;
+    detach(pin)
+}
+
 /// Takes the whole data path down: removes every pin below `pin`. Returns the interfaces freed.
 pub fn detach(pin: &Path) -> Result<Vec<String>> {
     let directory = super::pin_directory(pin);
@@ -166,6 +184,11 @@ pub const BALANCER_PREFIX: &str = "balancer";
 
 fn pin_path(directory: &Path, prefix: &str, mode: XdpMode, ifindex: u32) -> PathBuf {
     directory.join(format!("{prefix}-{mode}-{ifindex}"))
+}
+
+/// Whether a program of this prefix is pinned: one that may be forwarding.
+pub fn is_pinned(directory: &Path, prefix: &str) -> bool {
+    pins(directory, prefix).is_ok_and(|pins| !pins.is_empty())
 }
 
 /// The pins of a program: path and interface index.

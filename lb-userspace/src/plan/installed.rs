@@ -31,6 +31,8 @@ pub struct InstalledService {
     pub members: Vec<Member>,
     /// For each slot an index into `members`; empty: no backend.
     pub table: Vec<u32>,
+    /// For each member the number of its slots.
+    shares: Vec<u32>,
 }
 
 impl InstalledService {
@@ -43,7 +45,18 @@ impl InstalledService {
             backends: BTreeMap::new(),
             members: Vec::new(),
             table: Vec::new(),
+            shares: Vec::new(),
         }
+    }
+
+    /// Gives the service another table.
+    pub(super) fn set_table(&mut self, members: Vec<Member>, table: Vec<u32>) {
+        self.shares = vec![0; members.len()];
+        for &member in &table {
+            self.shares[member as usize] += 1;
+        }
+        self.members = members;
+        self.table = table;
     }
 
     /// The backend id that slot `i` names; 0: none.
@@ -59,10 +72,12 @@ impl InstalledService {
 
     /// Slots that name this backend.
     pub fn slots_of(&self, address: IpAddr) -> u32 {
-        let Some(member) = self.members.iter().position(|m| m.identity == address) else {
-            return 0;
-        };
-        self.table.iter().filter(|&&m| m as usize == member).count() as u32
+        let member = self.members.binary_search_by_key(&address, |m| m.identity);
+        member
+            .ok()
+            .and_then(|m| self.shares.get(m))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Equal on two nodes ⇔ same slots.

@@ -34,6 +34,8 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// May get new flows.
     pub eligible: bool,
+    /// Would be eligible if it were not for its probes, which fail.
+    pub only_down: bool,
     /// May stay in the table when nobody is eligible (`on_empty = "keep"`).
     pub may_keep: bool,
     /// `None`: not known now; what is installed stays.
@@ -54,7 +56,10 @@ pub struct Plan {
 /// Why there is no plan. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    #[error("{what} needs more than capacity.{key} = {limit}: raise it in sluice.toml and restart")]
+    #[error(
+        "{what} needs more than capacity.{key} = {limit}: raise it in sluice.toml and restart; or, since what leaves keeps its \
+         place until the last packet has left it, take things away first and add others in a second step"
+    )]
     Capacity {
         what: String,
         key: &'static str,
@@ -141,8 +146,7 @@ impl Planner<'_> {
                 self.moves.excess += moved.excess;
             }
             self.tables_changed += 1;
-            service.members = members;
-            service.table = table;
+            service.set_table(members, table);
         }
         self.write_slots(old.as_deref(), &service, fresh_range);
         self.after.services.insert(desired.key, Arc::new(service));
@@ -289,14 +293,18 @@ fn members(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<Memb
         identity: backend.address,
         weight: backend.weight,
     };
-    let mut members: Vec<_> = desired
-        .backends
-        .iter()
-        .filter(|b| b.eligible)
-        .map(member)
-        .collect();
+    let those = |who: fn(&DesiredBackend) -> bool| -> Vec<Member> {
+        let chosen = desired.backends.iter().filter(|b| who(b));
+        chosen.map(member).collect()
+    };
+    let mut members = those(|b| b.eligible);
     if members.is_empty() && desired.on_empty == OnEmpty::Keep {
-        // The last table stays, less those that were removed or disabled.
+        // Probes that fail everywhere say more of the prober than of the backends: health is ignored. It fails one backend
+        // after the other, so the last table would be the last survivor's alone (docs/decisions/0013-on-empty.md).
+        members = those(|b| b.only_down);
+    }
+    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
+        // Nobody can be reached, or is wanted: the last table stays, less those that were removed or disabled.
         let present: BTreeMap<_, _> = desired.backends.iter().map(|b| (b.address, b)).collect();
         let last = old.map_or(&[][..], |old| &old.members);
         members = last

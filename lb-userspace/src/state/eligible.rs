@@ -50,6 +50,30 @@ pub fn eligibility(
     route(node, service, backend.address, next_hop).map(|_| ())
 }
 
+/// Whether nothing but its failing probes keeps a backend from being eligible.
+pub fn only_down(
+    node: &NodeSpec,
+    service: &ServiceSpec,
+    backend: &EffectiveBackend,
+    observed: Option<&Observed>,
+    next_hop: Option<&NextHopState>,
+) -> bool {
+    let Some(
+        down @ Observed {
+            health: Health::Down,
+            ..
+        },
+    ) = observed
+    else {
+        return false;
+    };
+    let healthy = Observed {
+        health: Health::Up,
+        ..down.clone()
+    };
+    eligibility(node, service, backend, Some(&healthy), next_hop).is_ok()
+}
+
 /// The route to a backend: ready-made outer header and egress.
 pub fn route(
     node: &NodeSpec,

@@ -15,7 +15,7 @@ use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
-pub use eligible::{eligibility, route};
+pub use eligible::{eligibility, only_down, route};
 pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay};
 
 /// What is known of one backend's health.
@@ -227,6 +227,7 @@ impl State {
                 address: backend.address,
                 weight: backend.weight,
                 eligible: eligibility(&self.node, spec, backend, observed, next_hop).is_ok(),
+                only_down: only_down(&self.node, spec, backend, observed, next_hop),
                 may_keep: backend.admin.admin != crate::model::Admin::Disabled,
                 route: route(&self.node, spec, backend.address, next_hop).ok(),
             }

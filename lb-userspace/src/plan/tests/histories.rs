@@ -35,6 +35,8 @@ struct Settings {
 struct Backend {
     weight: u32,
     healthy: bool,
+    /// When not healthy: probed and down, rather than not probed or drained.
+    down: bool,
     may_keep: bool,
     route: Option<u8>,
 }
@@ -56,9 +58,11 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn one_backend() -> impl Strategy<Value = Backend> {
     let mostly = prop::bool::weighted(0.8);
     let route = prop::option::weighted(0.85, 0..4_u8);
-    (0..4_u32, mostly, mostly, route).prop_map(|(weight, healthy, may_keep, route)| Backend {
+    let backend = (0..4_u32, mostly, prop::bool::ANY, mostly, route);
+    backend.prop_map(|(weight, healthy, down, may_keep, route)| Backend {
         weight,
         healthy,
+        down,
         may_keep,
         route,
     })
@@ -89,6 +93,10 @@ fn make(key: ServiceKey, n: u8, backend: Backend) -> DesiredBackend {
         weight: backend.weight,
         // As `state` says: weight and a known way are needed.
         eligible: backend.healthy && backend.weight > 0 && backend.route.is_some(),
+        only_down: backend.down
+            && !backend.healthy
+            && backend.weight > 0
+            && backend.route.is_some(),
         may_keep: backend.may_keep,
         route: backend.route.map(|version| route(key, address(n), version)),
     }

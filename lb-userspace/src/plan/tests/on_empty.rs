@@ -45,6 +45,38 @@ fn keep_the_last_table_stays_when_all_fail() {
 }
 
 #[test]
+fn keep_when_the_last_fails_everybody_shares_again() {
+    let mut world = World::new(CAPACITY);
+    let service = three(OnEmpty::Keep);
+    world.go(std::slice::from_ref(&service), None).unwrap();
+    let whole = world.shares(vip());
+    // A prober that fails takes them one by one.
+    for failing in [&[0][..], &[0, 1], ALL] {
+        let mut failed = down(service.clone(), failing);
+        for i in failing {
+            failed.backends[*i].only_down = true;
+        }
+        world.go(&[failed], None).unwrap();
+        assert!(world.send(vip()).is_ok());
+    }
+    assert_eq!(world.shares(vip()), whole);
+}
+
+#[test]
+fn keep_a_start_while_all_probes_fail_forwards() {
+    let mut world = World::new(CAPACITY);
+    let mut service = down(three(OnEmpty::Keep), ALL);
+    for backend in &mut service.backends {
+        backend.only_down = true;
+    }
+    world.go(std::slice::from_ref(&service), None).unwrap();
+    assert_eq!(world.shares(vip()).len(), 3);
+    service.on_empty = OnEmpty::Drop;
+    world.go(&[service], None).unwrap();
+    assert_eq!(world.send(vip()), Err(Reason::NoBackend));
+}
+
+#[test]
 fn keep_but_who_is_disabled_or_removed_leaves_the_last_table() {
     let mut world = World::new(CAPACITY);
     let service = three(OnEmpty::Keep);

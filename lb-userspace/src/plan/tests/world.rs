@@ -71,6 +71,7 @@ pub fn backend(key: ServiceKey, n: u8) -> DesiredBackend {
         address: address(n),
         weight: 1,
         eligible: true,
+        only_down: false,
         may_keep: true,
         route: Some(route(key, address(n), 0)),
     }
@@ -418,6 +419,14 @@ fn expected_members(
                 identity: backend.address,
                 weight: backend.weight,
             });
+        }
+        if members.is_empty() && service.on_empty == OnEmpty::Keep {
+            for backend in service.backends.iter().filter(|b| b.only_down) {
+                members.push(Member {
+                    identity: backend.address,
+                    weight: backend.weight,
+                });
+            }
         }
         if members.is_empty()
             && service.on_empty == OnEmpty::Keep

@@ -1,0 +1,97 @@
+//! What was attached stays attached: refused reloads, removed pins, interfaces made anew.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::interface::xdp_mode;
+use lab::{Lab, wait_until};
+
+use crate::Suites;
+use crate::setup::{probed_web, serving, web_vip};
+
+const SOON: Duration = Duration::from_secs(10);
+
+pub fn add(suites: &mut Suites) {
+    suites.case(
+        "standing",
+        "refused_reload_leaves_interfaces_alone",
+        refused,
+    );
+    suites.case("standing", "removed_pin_is_attached_again", removed_pin);
+    suites.case("standing", "detach_beside_a_daemon_is_refused", beside);
+}
+
+/// Files that name other interfaces, and cannot be applied.
+fn refused() -> Result<()> {
+    let lab = serving(Lab::builder().backends(2).two_armed(true))?;
+    let daemon = probed_web(&lab)?;
+    let good = daemon.config_text()?;
+    let mode = xdp_mode(lab.balancer(), "eth0")?;
+    ensure!(mode.is_some(), "not attached at the start");
+    let name = "interfaces = [\"eth0\"]";
+    ensure!(good.contains(name), "the file does not say {name}:\n{good}");
+    let large = |port: u16| {
+        format!(
+            "\n[[service]]\nname = \"large{port}\"\nvip = \"203.0.113.77:{port}\"\ntable_size = 65537\n\
+             [service.health]\nkind = \"none\"\n[[service.backend]]\naddress = \"{}\"\n",
+            lab.backend(1).v4()
+        )
+    };
+    daemon.write_config_text(&format!("{good}{}{}", large(1), large(2)))?;
+    daemon.reload()?;
+
+    // Two large tables fit, but not two beside the two that they replace.
+    let other = good.replace(name, "interfaces = [\"eth1\"]");
+    daemon.write_config_text(&format!("{other}{}{}", large(3), large(4)))?;
+    daemon
+        .cli(&["reload"])?
+        .ensure(1, &["capacity.slots", "second step"])?;
+    ensure_serving(&lab, mode)?;
+
+    daemon.write_config_text(&good.replace(name, "interfaces = [\"eth1\", \"nowhere\"]"))?;
+    daemon.cli(&["reload"])?.ensure(1, &["nowhere"])?;
+    ensure_serving(&lab, mode)
+}
+
+fn ensure_serving(lab: &Lab, mode: Option<&str>) -> Result<()> {
+    ensure!(
+        xdp_mode(lab.balancer(), "eth0")? == mode,
+        "eth0 lost its program"
+    );
+    let run = lab.client().http(web_vip(), 20, 4)?;
+    run.ensure_all_answered()?;
+    Ok(())
+}
+
+fn removed_pin() -> Result<()> {
+    let lab = serving(Lab::builder().backends(1))?;
+    let daemon = probed_web(&lab)?;
+    let pins = lab.pin_directory().join("links");
+    for pin in std::fs::read_dir(&pins)? {
+        std::fs::remove_file(pin?.path())?;
+    }
+    wait_until("the program to be attached again", SOON, || {
+        Ok(std::fs::read_dir(&pins)?.count() == 1 && xdp_mode(lab.balancer(), "eth0")?.is_some())
+    })?;
+    wait_until("the daemon to be ready", SOON, || {
+        Ok(daemon.status()?.ready)
+    })?;
+    ensure_serving(&lab, Some("native"))
+}
+
+fn beside() -> Result<()> {
+    let lab = serving(Lab::builder().backends(1))?;
+    let mut daemon = probed_web(&lab)?;
+    let pin = lab.pin_directory();
+    let pin = pin.to_str().context("a path that is no text")?;
+    let nobody = lab.temporary_directory().join("nobody.sock");
+    let nobody = nobody.to_str().context("a path that is no text")?;
+    lab::daemon::run_cli(
+        lab.balancer(),
+        std::path::Path::new(nobody),
+        &["detach", "--pin", pin],
+    )?
+    .ensure(1, &["another sluice"])?;
+    daemon.ensure_running()?;
+    ensure_serving(&lab, Some("native"))
+}
