@@ -131,7 +131,11 @@ impl FlowEntry {
     #[inline(always)]
     pub const fn with(self, state: FlowState, age: Age) -> Self {
         const KEPT: u64 = ID_MASK | (TAG_MASK << TAG_SHIFT);
-        Self((self.0 & KEPT) | ((age.0 as u64 & AGE_MASK) << AGE_SHIFT) | ((state as u64) << STATE_SHIFT))
+        Self(
+            (self.0 & KEPT)
+                | ((age.0 as u64 & AGE_MASK) << AGE_SHIFT)
+                | ((state as u64) << STATE_SHIFT),
+        )
     }
 
     /// Whether its time is over; `flow_idle` in units of [`Age`].
@@ -170,7 +174,12 @@ mod tests {
 
     #[test]
     fn fields_do_not_overlap() {
-        for state in [FlowState::Syn, FlowState::Learnt, FlowState::Established, FlowState::Closed] {
+        for state in [
+            FlowState::Syn,
+            FlowState::Learnt,
+            FlowState::Established,
+            FlowState::Closed,
+        ] {
             let entry = FlowEntry::new(0x0fed_cba9, 0xabcde, state, Age(0x123));
             assert_eq!(
                 (entry.tag(), entry.backend(), entry.state(), entry.age()),

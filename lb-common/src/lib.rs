@@ -15,6 +15,7 @@ pub mod address;
 pub mod checksum;
 pub mod decap;
 pub mod encap;
+pub mod flow;
 pub mod hash;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;
@@ -24,3 +25,4 @@ pub mod process;
 pub mod reason;
 pub mod service;
 pub mod slot;
+pub mod track;

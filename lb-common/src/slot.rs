@@ -13,6 +13,8 @@ pub const BACKEND_ID_BITS: u32 = 20;
 /// Backend ids are below this; id 0 is never given to a backend and means "none".
 pub const BACKEND_ID_LIMIT: u32 = 1 << BACKEND_ID_BITS;
 
+const SETTLING_BIT: u32 = 61;
+const MODE_SHIFT: u32 = 62;
 const ID_MASK: u64 = (BACKEND_ID_LIMIT - 1) as u64;
 
 /// What a slot does with packets that a change could concern.
@@ -40,6 +42,25 @@ impl SlotWord {
         Self(id | (id << BACKEND_ID_BITS))
     }
 
+    /// A slot in any mode.
+    #[inline(always)]
+    pub const fn new(mode: Mode, primary: u32, incumbent: u32, settling: bool) -> Self {
+        let primary = primary as u64 & ID_MASK;
+        let incumbent = incumbent as u64 & ID_MASK;
+        Self(
+            primary
+                | (incumbent << BACKEND_ID_BITS)
+                | ((settling as u64) << SETTLING_BIT)
+                | ((mode as u64) << MODE_SHIFT),
+        )
+    }
+
+    /// What is learnt now counts as established at once: the daemon is about to end the learning.
+    #[inline(always)]
+    pub const fn settling(self) -> bool {
+        self.0 >> SETTLING_BIT & 1 != 0
+    }
+
     /// P: where new flows go.
     #[inline(always)]
     pub const fn primary(self) -> u32 {
@@ -55,7 +76,7 @@ impl SlotWord {
     /// The mode; the unused fourth value reads as [`Mode::Residue`], which never inserts.
     #[inline(always)]
     pub const fn mode(self) -> Mode {
-        match self.0 >> 62 {
+        match self.0 >> MODE_SHIFT {
             0 => Mode::Steady,
             1 => Mode::Learn,
             _ => Mode::Residue,
@@ -80,10 +101,26 @@ mod tests {
 
     #[test]
     fn fields_do_not_overlap() {
-        let word = SlotWord((1 << 62) | (0xabcde << 20) | 0x12345);
+        for (mode, settling) in [
+            (Mode::Steady, false),
+            (Mode::Learn, true),
+            (Mode::Learn, false),
+            (Mode::Residue, false),
+        ] {
+            let word = SlotWord::new(mode, 0x12345, 0xabcde, settling);
+            assert_eq!(
+                (
+                    word.primary(),
+                    word.incumbent(),
+                    word.mode(),
+                    word.settling()
+                ),
+                (0x12345, 0xabcde, mode, settling)
+            );
+        }
         assert_eq!(
-            (word.primary(), word.incumbent(), word.mode()),
-            (0x12345, 0xabcde, Mode::Learn)
+            SlotWord::new(Mode::Steady, 7, 7, false),
+            SlotWord::steady(7)
         );
     }
 }
