@@ -13,6 +13,8 @@ use crate::hash::HashKeys;
 pub mod names {
     pub const SERVICES: &str = "SERVICES";
     pub const SLOTS: &str = "SLOTS";
+    pub const FLOWS: &str = "FLOWS";
+    pub const LOSSES: &str = "LOSSES";
     pub const BACKENDS: &str = "BACKENDS";
     pub const CONTROL: &str = "CONTROL";
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
@@ -36,15 +38,19 @@ pub struct Node {
     pub service_mask: u32,
     /// Backends a CPU's stretch of the backend counters holds.
     pub backend_capacity: u32,
+    /// Buckets of the flow table, minus one (a power of two minus one).
+    pub flow_mask: u32,
+    pub _pad: u32,
 }
 
 impl Node {
     /// As the loader writes it into the object.
-    pub fn words(&self) -> [u32; 12] {
-        let mut words = [0; 12];
+    pub fn words(&self) -> [u32; 14] {
+        let mut words = [0; 14];
         words[..10].copy_from_slice(&self.hash_keys);
         words[10] = self.service_mask;
         words[11] = self.backend_capacity;
+        words[12] = self.flow_mask;
         words
     }
 }
@@ -69,7 +75,7 @@ pub struct ServiceEntry {
     pub address: [u64; 2],
     /// Low half: see [`service_flags`]. High half: the service's number.
     pub id: u64,
-    /// Low half: first slot. High half: number of slots, 0 = no backend.
+    /// [`crate::track::TableWord`]; without slots: no backend.
     /// In a VIP's note: bit set of the protocols that have services ([`crate::service::vip_bit`]).
     pub table: u64,
 }
@@ -171,10 +177,11 @@ pub enum Encap {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Backend {
-    /// Bit 0: which route is in force. High half: the service's number.
+    /// [`crate::track::Head`]: which route is in force, status, the service's number.
     pub head: u64,
     pub routes: [Route; 2],
-    pub _pad: [u64; 1],
+    /// [`crate::track::TableWord`] of the service.
+    pub table: u64,
 }
 
 impl Backend {
@@ -183,10 +190,15 @@ impl Backend {
         1 + route * ROUTE_WORDS
     }
 
-    #[inline(always)]
-    pub const fn head(service: u32, route: usize) -> u64 {
-        ((service as u64) << 32) | (route as u64 & 1)
-    }
+    /// Index of the word [`Self::table`] in the record.
+    pub const TABLE_WORD: usize = 1 + 2 * ROUTE_WORDS;
+}
+
+/// One bucket of the flow table: a cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct FlowLine {
+    pub entries: [u64; crate::flow::WAYS],
 }
 
 /// What one CPU counted for one backend.
@@ -202,7 +214,7 @@ pub struct BackendCounters {
 }
 
 const _: () = {
-    assert!(size_of::<Node>() == 48);
+    assert!(size_of::<Node>() == 56);
     assert!(size_of::<ServiceEntry>() == 32);
     assert!(size_of::<ServiceBucket>() == 64);
     assert!(size_of::<Route>() == 88);

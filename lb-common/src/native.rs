@@ -6,10 +6,12 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::abi::{Backend, BackendCounters, Node, ServiceBucket, ServiceEntry, control};
+use crate::flow::{FlowEntry, WAYS};
 use crate::packet::Frame;
 use crate::process::{Forwarded, Tables};
 use crate::service::place;
 use crate::slot::SlotWord;
+use crate::track::{FlowBucket, FlowMemory, Head, TableWord};
 
 /// Room in front of a frame, as XDP drivers give it (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
@@ -84,6 +86,10 @@ pub struct MemoryTables {
     pub slots: Vec<SlotWord>,
     pub backends: Vec<Backend>,
     pub counters: RefCell<Vec<BackendCounters>>,
+    pub flows: Vec<[Cell<u64>; WAYS]>,
+    pub losses: Vec<Cell<u64>>,
+    /// What the clock says, nanoseconds.
+    pub clock: Cell<u64>,
 }
 
 impl MemoryTables {
@@ -94,12 +100,17 @@ impl MemoryTables {
                 hash_keys: crate::hash::keys_from_seed(hash_seed),
                 service_mask: service_buckets - 1,
                 backend_capacity: backends,
+                flow_mask: FLOW_BUCKETS - 1,
+                _pad: 0,
             },
             control: [0; control::WORDS as usize],
             services: vec![ServiceBucket::default(); 2 * service_buckets as usize],
             slots: vec![SlotWord::default(); slots as usize],
             backends: vec![Backend::default(); backends as usize],
             counters: RefCell::new(vec![BackendCounters::default(); backends as usize]),
+            flows: (0..FLOW_BUCKETS).map(|_| Default::default()).collect(),
+            losses: vec![Cell::new(0); slots as usize],
+            clock: Cell::new(0),
         }
     }
 
@@ -121,6 +132,55 @@ impl MemoryTables {
                 true
             }
             None => false,
+        }
+    }
+}
+
+/// Buckets of the flow table.
+const FLOW_BUCKETS: u32 = 1_024;
+
+impl FlowBucket for &[Cell<u64>; WAYS] {
+    fn load(&self, way: usize) -> FlowEntry {
+        FlowEntry(self[way].get())
+    }
+
+    fn swap(&self, way: usize, old: FlowEntry, new: FlowEntry) -> bool {
+        let same = self[way].get() == old.0;
+        if same {
+            self[way].set(new.0);
+        }
+        same
+    }
+}
+
+impl FlowMemory for MemoryTables {
+    type Bucket<'a> = &'a [Cell<u64>; WAYS];
+
+    fn clock(&self) -> u64 {
+        self.clock.get()
+    }
+
+    fn flow_mask(&self) -> u32 {
+        self.node.flow_mask
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<Self::Bucket<'_>> {
+        self.flows.get(index as usize)
+    }
+
+    fn head(&self, backend: u32) -> Option<Head> {
+        self.backends.get(backend as usize).map(|b| Head(b.head))
+    }
+
+    fn table(&self, backend: u32) -> Option<TableWord> {
+        self.backends
+            .get(backend as usize)
+            .map(|b| TableWord(b.table))
+    }
+
+    fn stamp_loss(&self, slot: u32, at: u64) {
+        if let Some(loss) = self.losses.get(slot as usize) {
+            loss.set(at);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::address::Address;
 use crate::hash::FlowKey;
 use crate::packet::Frame;
 use crate::reason::Reason;
+use crate::track::Kind;
 
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -45,8 +46,8 @@ pub struct Packet {
     pub length: u32,
     /// IPv4 TOS or IPv6 traffic class.
     pub tos: u8,
-    /// TCP with SYN and without ACK.
-    pub opener: bool,
+    /// TCP: opener (SYN without ACK), end (FIN or RST), or other.
+    pub kind: Kind,
 }
 
 /// What stands in the packet.
@@ -298,7 +299,7 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
         return Parsed::Refused(refusal);
     }
     let consistent;
-    let mut opener = false;
+    let mut kind = Kind::Other;
     if protocol == PROTOCOL_TCP {
         let Some(header) = frame.view::<{ TcpHdr::LEN }>(l4) else {
             return Parsed::Refused(refusal);
@@ -308,7 +309,14 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
             return Parsed::Refused(refusal);
         }
         consistent = tcp_length >= TcpHdr::LEN && l4 + tcp_length <= end;
-        opener = header.get::<u8, 13>() & (SYN | ACK) == SYN;
+        let flags = header.get::<u8, 13>();
+        kind = if flags & (FIN | RST) != 0 {
+            Kind::End
+        } else if flags & (SYN | ACK) == SYN {
+            Kind::Open
+        } else {
+            Kind::Other
+        };
     } else {
         let Some(header) = frame.view::<{ UdpHdr::LEN }>(l4) else {
             return Parsed::Refused(refusal);
@@ -333,11 +341,13 @@ fn transport<F: Frame>(frame: &F, l2_length: usize, network: &Network) -> Parsed
         },
         length,
         tos,
-        opener,
+        kind,
     })
 }
 
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// Destination port of a flow, as on the wire.

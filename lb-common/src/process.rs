@@ -13,10 +13,11 @@ use crate::packet::Frame;
 use crate::parse::{Packet, Parsed, Refusal, destination_port, parse};
 use crate::reason::Reason;
 use crate::service::{Directory, Service, ServiceTuple, find, vip_bit};
-use crate::slot::SlotWord;
+use crate::slot::{Mode, SlotWord};
+use crate::track::{self, FlowMemory, Head, Kind, Place};
 
 /// What the daemon has programmed, as one CPU reads it.
-pub trait Tables {
+pub trait Tables: FlowMemory {
     fn node(&self) -> Node;
     /// One load of a word of the map `CONTROL`.
     fn control(&self, index: u32) -> Option<u64>;
@@ -24,6 +25,14 @@ pub trait Tables {
     /// One load of one slot.
     fn slot(&self, index: u32) -> Option<SlotWord>;
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// [`track::choose`], which the kernel has as a function of its own: its verifier then looks at it once, not at each way there.
+    #[inline(always)]
+    fn track(&self, place: &Place, kind: Kind) -> Result<u32, Reason>
+    where
+        Self: Sized,
+    {
+        track::choose(self, place, kind)
+    }
     /// Counts a packet for its backend, once it is sure to be transmitted.
     fn count(&self, forwarded: &Forwarded);
 }
@@ -91,14 +100,26 @@ fn forward<F: Frame, T: Tables>(
     let index = service
         .first_slot
         .wrapping_add(hash::slot(hash, service.slots));
-    let id = tables.slot(index).ok_or(Reason::ServiceTable)?.primary();
+    let word = tables.slot(index).ok_or(Reason::ServiceTable)?;
+    let id = if word.mode() == Mode::Steady {
+        word.primary()
+    } else {
+        let place = Place {
+            hash,
+            service: service.number,
+            flow_idle: service.flow_idle,
+            slot: index,
+            word,
+        };
+        tables.track(&place, packet.kind)?
+    };
     let (backend, route) = backend(tables, id, service.number)?;
     encapsulate(frame, packet, route, hash as u32)?;
     Ok(Forwarded {
         ifindex: route.ifindex,
         backend,
         bytes: packet.length,
-        opener: packet.opener,
+        opener: packet.kind == Kind::Open,
     })
 }
 
@@ -141,12 +162,12 @@ fn backend<T: Tables>(tables: &T, id: u32, service: u32) -> Result<(u32, &Route)
     }
     let backend = tables.backend(id).ok_or(Reason::BackendGone)?;
     // SAFETY: a reference is a valid pointer. Volatile: one load; the daemon may store this word at any time.
-    let head = unsafe { (&raw const backend.head).read_volatile() };
-    if (head >> 32) as u32 != service {
+    let head = Head(unsafe { (&raw const backend.head).read_volatile() });
+    if head.service() != service {
         return Err(Reason::BackendGone);
     }
     let [first, second] = &backend.routes;
-    Ok((id, if head & 1 == 0 { first } else { second }))
+    Ok((id, if head.route() == 0 { first } else { second }))
 }
 
 /// ICMP is the host's business; that it was for a VIP is worth knowing.

@@ -4,6 +4,7 @@
 
 use crate::abi::{Node, ServiceBucket, ServiceEntry, service_flags as flags};
 use crate::address::Address;
+use crate::track::TableWord;
 
 /// What is looked up. `port` as on the wire (no byte swap), 0 = every port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +41,8 @@ pub struct Service {
     pub first_slot: u32,
     /// Number of slots, at most 65,537; 0: no backend.
     pub slots: u32,
+    /// How long a flow may be silent, in units of [`crate::flow::Age`].
+    pub flow_idle: u16,
 }
 
 /// Bit of a protocol in a VIP's note.
@@ -113,8 +116,9 @@ impl From<&ServiceEntry> for Service {
         Self {
             number: (entry.id >> 32) as u32,
             client_affinity: entry.id as u32 & flags::CLIENT_AFFINITY != 0,
-            first_slot: entry.table as u32,
-            slots: (entry.table >> 32) as u32,
+            first_slot: TableWord(entry.table).first_slot(),
+            slots: TableWord(entry.table).slots(),
+            flow_idle: TableWord(entry.table).flow_idle(),
         }
     }
 }
@@ -130,7 +134,7 @@ impl ServiceEntry {
         Self {
             address: tuple.address.words,
             id: u64::from(tuple.key() | affinity) | (u64::from(service.number) << 32),
-            table: u64::from(service.first_slot) | (u64::from(service.slots) << 32),
+            table: TableWord::new(service.first_slot, service.slots, service.flow_idle).0,
         }
     }
 
@@ -221,6 +225,7 @@ mod tests {
                         client_affinity: i % 2 == 0,
                         first_slot: 7 * i as u32,
                         slots: 1_021,
+                        flow_idle: 1_734,
                     };
                     ServiceEntry::service(t, service)
                 })
@@ -238,7 +243,8 @@ mod tests {
                         number: i as u32,
                         client_affinity: i % 2 == 0,
                         first_slot: 7 * i as u32,
-                        slots: 1_021
+                        slots: 1_021,
+                        flow_idle: 1_734,
                     }
                 );
                 let other = ServiceTuple { port: 1, ..*tuple };
@@ -273,6 +279,7 @@ mod tests {
                         client_affinity: false,
                         first_slot: 0,
                         slots: 7,
+                        flow_idle: 70,
                     };
                     entries.push(ServiceEntry::service(&tuple, service));
                 }

@@ -14,14 +14,15 @@ use crate::slot::{Mode, SlotWord};
 
 /// What a packet is to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Kind {
     /// SYN without ACK.
-    Open,
+    Open = 0,
     /// FIN or RST.
-    End,
-    Other,
+    End = 1,
+    Other = 2,
     /// An ICMP error that quotes the flow: follows it, and leaves no trace.
-    Icmp,
+    Icmp = 3,
 }
 
 /// What a backend may be used for.
@@ -139,6 +140,23 @@ pub trait FlowMemory {
     fn table(&self, backend: u32) -> Option<TableWord>;
     /// Notes that a flow of this slot could not be remembered.
     fn stamp_loss(&self, slot: u32, at: u64);
+    // The kernel has these as functions of their own: its verifier then looks at each once, not at each of its uses.
+
+    /// [`search`]
+    #[inline(always)]
+    fn search(&self, bucket: u32, tag: u32, service: u32, flow_idle: u16, now: Age) -> u32 {
+        search(self, bucket, tag, service, flow_idle, now)
+    }
+    /// [`victim`]
+    #[inline(always)]
+    fn victim(&self, bucket: u32, now: Age) -> u32 {
+        victim(self, bucket, now)
+    }
+    /// [`rank`]
+    #[inline(always)]
+    fn rank(&self, entry: FlowEntry, now: Age) -> u32 {
+        rank(self, entry, now)
+    }
 }
 
 /// A packet's place: its service, hash and slot.
@@ -163,20 +181,28 @@ pub fn choose<M: FlowMemory>(memory: &M, place: &Place, kind: Kind) -> Result<u3
     let clock = memory.clock();
     let now = Age::of(clock);
     let word = place.word;
-    let Some(entries) = memory.flow_bucket(bucket(place.hash, memory.flow_mask())) else {
+    let index = bucket(place.hash, memory.flow_mask());
+    let Some(entries) = memory.flow_bucket(index) else {
         return Err(Reason::ServiceTable);
     };
+    let tag = tag(place.hash);
     for attempt in 1..=ATTEMPTS {
-        let found = find(memory, &entries, place, now);
-        let decision = match &found {
-            Some(found) => hit(found, word, kind, now),
-            None => miss(memory, &entries, place, kind, now, clock),
+        let answer = memory.search(index, tag, place.service, place.flow_idle, now);
+        let mut follows = false;
+        let decision = if answer == UNKNOWN {
+            miss(memory, &entries, index, place, kind, now, clock)
+        } else {
+            let Some(found) = Found::again(&entries, answer, tag) else {
+                continue;
+            };
+            follows = true;
+            hit(&found, word, kind, now)
         };
         match decision {
             Decision::Go(backend) => return Ok(backend),
             Decision::Store { way, old, new } => {
                 // An entry that stays with its backend is followed even if the note that it was seen gets lost.
-                let follows = found.is_some() && old.backend() == new.backend();
+                let follows = follows && old.backend() == new.backend();
                 if entries.swap(way, old, new) || (follows && attempt == ATTEMPTS) {
                     return Ok(new.backend());
                 }
@@ -226,32 +252,51 @@ struct Found {
     status: Status,
 }
 
-/// The flow's entry: same tag, not over, its backend one of this service's that is not GONE.
+impl Found {
+    /// What [`search`] found, if it still stands there.
+    #[inline(always)]
+    fn again<B: FlowBucket>(entries: &B, answer: u32, tag: u32) -> Option<Self> {
+        let way = (answer & 7) as usize;
+        let entry = entries.load(way);
+        let same = !entry.is_empty() && entry.tag() == tag && entry.backend() == answer >> 6;
+        same.then_some(Self {
+            way,
+            entry,
+            status: Status::from_bits(u64::from(answer >> 3)),
+        })
+    }
+}
+
+/// What [`search`] says when a flow has no entry.
+const UNKNOWN: u32 = u32::MAX;
+
+/// The flow's entry: same tag, not over, its backend one of this service's that is not GONE. In one number: its way (3 bits), the
+/// backend's status (3), the backend's id.
 #[inline(always)]
-fn find<M: FlowMemory>(
+pub fn search<M: FlowMemory + ?Sized>(
     memory: &M,
-    entries: &M::Bucket<'_>,
-    place: &Place,
+    bucket: u32,
+    tag: u32,
+    service: u32,
+    flow_idle: u16,
     now: Age,
-) -> Option<Found> {
-    let wanted = tag(place.hash);
+) -> u32 {
+    let Some(entries) = memory.flow_bucket(bucket) else {
+        return UNKNOWN;
+    };
     for way in 0..WAYS {
         let entry = entries.load(way);
-        if entry.is_empty() || entry.tag() != wanted || entry.expired(now, place.flow_idle) {
+        if entry.is_empty() || entry.tag() != tag || entry.expired(now, flow_idle) {
             continue;
         }
         let Some(head) = memory.head(entry.backend()) else {
             continue;
         };
-        if head.service() == place.service && head.status() != Status::Gone {
-            return Some(Found {
-                way,
-                entry,
-                status: head.status(),
-            });
+        if head.service() == service && head.status() != Status::Gone {
+            return way as u32 | ((head.status() as u32) << 3) | (entry.backend() << 6);
         }
     }
-    None
+    UNKNOWN
 }
 
 /// A packet of a remembered flow.
@@ -304,6 +349,7 @@ fn hit(found: &Found, word: SlotWord, kind: Kind, now: Age) -> Decision {
 fn miss<M: FlowMemory>(
     memory: &M,
     entries: &M::Bucket<'_>,
+    index: u32,
     place: &Place,
     kind: Kind,
     now: Age,
@@ -326,9 +372,15 @@ fn miss<M: FlowMemory>(
         Kind::Other if word.settling() => (default, FlowState::Established),
         Kind::Other => (default, FlowState::Learnt),
     };
-    let Some((way, old)) = victim(memory, entries, now) else {
+    let way = memory.victim(index, now) as usize;
+    if way >= WAYS {
         return Decision::Full;
-    };
+    }
+    // What stands there may have changed since: it is judged again, and the swap is only for what was judged.
+    let old = entries.load(way);
+    if !old.is_empty() && memory.rank(old, now) == NEVER {
+        return Decision::Full;
+    }
     if !old.is_empty() && old.state() == FlowState::Learnt {
         // Before the swap: the daemon must not believe for a moment that this flow is still remembered.
         if let Some(table) = memory.table(old.backend()) {
@@ -345,44 +397,33 @@ fn miss<M: FlowMemory>(
     }
 }
 
-/// The entry to give up: an empty one, one whose time is over or whose backend is GONE, then closed, learnt and unanswered ones, each
-/// after a rest. Never a live established flow.
+/// The way to give up ([`WAYS`]: none): an empty one, one whose time is over or whose backend is GONE, then closed, learnt and
+/// unanswered ones, each after a rest. Never a live established flow.
 #[inline(always)]
-fn victim<M: FlowMemory>(
-    memory: &M,
-    entries: &M::Bucket<'_>,
-    now: Age,
-) -> Option<(usize, FlowEntry)> {
-    const NONE: u32 = u32::MAX;
-    let mut best = NONE;
+pub fn victim<M: FlowMemory + ?Sized>(memory: &M, bucket: u32, now: Age) -> u32 {
+    let Some(entries) = memory.flow_bucket(bucket) else {
+        return WAYS as u32;
+    };
+    let mut best = NEVER << 4 | WAYS as u32;
     for way in 0..WAYS {
         let entry = entries.load(way);
         if entry.is_empty() {
-            return Some((way, entry));
+            return way as u32;
         }
-        let rank = rank(memory, entry, now);
-        if rank < best >> 3 {
-            best = (rank << 3) | way as u32;
+        let candidate = (memory.rank(entry, now) << 4) | way as u32;
+        if candidate < best && candidate >> 4 != NEVER {
+            best = candidate;
         }
     }
-    if best == NONE {
-        return None;
-    }
-    let way = (best & 7) as usize;
-    // What stood there may have changed since: the swap will find out, and what is stored is judged again.
-    let entry = entries.load(way);
-    let rank = if entry.is_empty() {
-        0
-    } else {
-        rank(memory, entry, now)
-    };
-    (rank <= best >> 3).then_some((way, entry))
+    best & 0xf
 }
+
+/// The rank of what is never given up.
+const NEVER: u32 = 15;
 
 /// How readily an entry is given up; the smaller, the sooner.
 #[inline(always)]
-fn rank<M: FlowMemory>(memory: &M, entry: FlowEntry, now: Age) -> u32 {
-    const NEVER: u32 = (u32::MAX >> 3) + 1;
+pub fn rank<M: FlowMemory + ?Sized>(memory: &M, entry: FlowEntry, now: Age) -> u32 {
     let gone = memory
         .head(entry.backend())
         .is_none_or(|head| head.status() == Status::Gone);

@@ -14,6 +14,7 @@ use lb_common::process::{Tables as _, Verdict, process};
 use lb_common::reason::{Fate, Reason};
 use lb_common::service::{Service, ServiceTuple, find, place, vip_bit};
 use lb_common::slot::SlotWord;
+use lb_common::track::{Head, Status};
 use proptest::collection::{self, btree_set};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -86,11 +87,12 @@ fn world(outer: Outer) -> MemoryTables {
             client_affinity: false,
             first_slot: 7 * i,
             slots: 7,
+            flow_idle: 70,
         };
         entries.push(ServiceEntry::service(&tuple, service));
         tables.slots[7 * i as usize..][..7].fill(SlotWord::steady(i));
         tables.backends[i as usize] = Backend {
-            head: Backend::head(i, 0),
+            head: Head::new(i, Status::Active, 0).0,
             routes: [route(outer, vip.is_ipv6()), Route::NONE],
             ..Backend::default()
         };
@@ -397,7 +399,7 @@ proptest! {
         };
         let expected: BTreeMap<_, _> = (0_u32..).zip(&present).map(|(i, tuple)| {
             let slots = [0, 7, 1_021, 65_537][i as usize % 4];
-            (tuple, Service { number: i, client_affinity: i % 3 == 0, first_slot: 31 * i, slots })
+            (tuple, Service { number: i, client_affinity: i % 3 == 0, first_slot: 31 * i, slots, flow_idle: 1 })
         }).collect();
         let mut entries: Vec<_> =
             expected.iter().map(|(tuple, service)| ServiceEntry::service(&key(tuple), *service)).collect();

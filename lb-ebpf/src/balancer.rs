@@ -3,6 +3,14 @@
 //! Owns: the maps and the entry point. Does not own: any rule about packets.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    allow(
+        internal_features,
+        reason = "atomics of core::sync are not offered for BPF"
+    )
+)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -14,16 +22,21 @@ mod frame;
 mod program {
     use aya_ebpf::Global;
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-    use aya_ebpf::helpers::bpf_get_smp_processor_id;
+    use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, DevMapHash};
     use aya_ebpf::programs::XdpContext;
     use aya_log_ebpf::warn;
-    use lb_common::abi::{Backend, BackendCounters, Node, ServiceBucket, control};
+    use core::intrinsics::AtomicOrdering;
+    use lb_common::abi::{Backend, BackendCounters, FlowLine, Node, ServiceBucket, control};
+    use lb_common::flow::{Age, FlowEntry, WAYS};
     use lb_common::packet::Frame as _;
     use lb_common::process::{Forwarded, Tables, Verdict, process};
     use lb_common::reason::{Fate, REASONS, Reason};
     use lb_common::slot::SlotWord;
+    use lb_common::track::{
+        FlowBucket, FlowMemory, Head, Kind, Place, TableWord, choose, rank, search, victim,
+    };
 
     use crate::frame::XdpFrame;
 
@@ -35,6 +48,11 @@ mod program {
     static SERVICES: Array<ServiceBucket> = Array::with_max_entries(2, MMAPABLE);
     #[map]
     static SLOTS: Array<SlotWord> = Array::with_max_entries(1, MMAPABLE);
+    #[map]
+    static FLOWS: Array<FlowLine> = Array::with_max_entries(1, MMAPABLE);
+    /// For each slot when a flow of it could last not be remembered.
+    #[map]
+    static LOSSES: Array<u64> = Array::with_max_entries(1, MMAPABLE);
     #[map]
     static BACKENDS: Array<Backend> = Array::with_max_entries(1, MMAPABLE);
     #[map]
@@ -53,6 +71,8 @@ mod program {
         hash_keys: [0; 10],
         service_mask: 0,
         backend_capacity: 0,
+        flow_mask: 0,
+        _pad: 0,
     });
 
     #[xdp]
@@ -122,6 +142,98 @@ mod program {
 
     struct Maps;
 
+    /// A bucket of the flow table.
+    struct Line<'a>(&'a FlowLine);
+
+    impl FlowBucket for Line<'_> {
+        #[inline(always)]
+        fn load(&self, way: usize) -> FlowEntry {
+            let entries = (&raw const self.0.entries).cast::<u64>();
+            // SAFETY: masked to the bucket's eight aligned words; volatile: exactly one load.
+            FlowEntry(unsafe { entries.add(way % WAYS).read_volatile() })
+        }
+
+        #[inline(always)]
+        fn swap(&self, way: usize, old: FlowEntry, new: FlowEntry) -> bool {
+            let entries = (&raw const self.0.entries).cast::<u64>().cast_mut();
+            // SAFETY: as in `load`; map memory is writable, and every writer uses compare-and-swap.
+            let entry = unsafe { entries.add(way % WAYS) };
+            // SAFETY: an aligned word of map memory.
+            let (_, swapped) = unsafe {
+                core::intrinsics::atomic_cxchg::<
+                    u64,
+                    { AtomicOrdering::SeqCst },
+                    { AtomicOrdering::SeqCst },
+                >(entry, old.0, new.0)
+            };
+            swapped
+        }
+    }
+
+    impl FlowMemory for Maps {
+        type Bucket<'a> = Line<'a>;
+
+        #[inline(always)]
+        fn clock(&self) -> u64 {
+            // SAFETY: a helper without arguments.
+            unsafe { bpf_ktime_get_coarse_ns() }
+        }
+
+        #[inline(always)]
+        fn flow_mask(&self) -> u32 {
+            NODE.load().flow_mask
+        }
+
+        #[inline(always)]
+        fn flow_bucket(&self, index: u32) -> Option<Line<'_>> {
+            FLOWS.get(index).map(Line)
+        }
+
+        #[inline(always)]
+        fn head(&self, backend: u32) -> Option<Head> {
+            let record = BACKENDS.get_ptr(backend)?;
+            // SAFETY: a valid, aligned map value; volatile: exactly one load.
+            Some(Head(unsafe { (&raw const (*record).head).read_volatile() }))
+        }
+
+        #[inline(always)]
+        fn table(&self, backend: u32) -> Option<TableWord> {
+            let record = BACKENDS.get_ptr(backend)?;
+            // SAFETY: as in `head`.
+            Some(TableWord(unsafe {
+                (&raw const (*record).table).read_volatile()
+            }))
+        }
+
+        #[inline(always)]
+        fn search(&self, bucket: u32, tag: u32, service: u32, flow_idle: u16, now: Age) -> u32 {
+            search_flow(
+                bucket,
+                tag,
+                service,
+                u32::from(flow_idle) | (u32::from(now.0) << 16),
+            )
+        }
+
+        #[inline(always)]
+        fn victim(&self, bucket: u32, now: Age) -> u32 {
+            choose_victim(bucket, now.0.into())
+        }
+
+        #[inline(always)]
+        fn rank(&self, entry: FlowEntry, now: Age) -> u32 {
+            rank_entry(entry.0, now.0.into())
+        }
+
+        #[inline(always)]
+        fn stamp_loss(&self, slot: u32, at: u64) {
+            if let Some(loss) = LOSSES.get_ptr_mut(slot) {
+                // SAFETY: as in `head`; the latest of several stamps may win.
+                unsafe { loss.write_volatile(at) };
+            }
+        }
+    }
+
     impl Tables for Maps {
         #[inline(always)]
         fn node(&self) -> Node {
@@ -155,6 +267,18 @@ mod program {
         }
 
         #[inline(always)]
+        fn track(&self, place: &Place, kind: Kind) -> Result<u32, Reason> {
+            let owner = u64::from(place.service) << 32 | u64::from(place.slot);
+            let rest = u64::from(place.flow_idle) << 8 | kind as u64;
+            let answer = choose_backend(place.hash, place.word.0, owner, rest);
+            match answer >> 32 {
+                0 => Ok(answer as u32),
+                1 => Err(Reason::NoBackend),
+                _ => Err(Reason::ServiceTable),
+            }
+        }
+
+        #[inline(always)]
         fn count(&self, forwarded: &Forwarded) {
             let index = cpu()
                 .wrapping_mul(NODE.load().backend_capacity)
@@ -168,6 +292,59 @@ mod program {
                 }
             }
         }
+    }
+
+    /// `track::choose` as a global function: scalars in, a scalar out. High half of the answer: 0, the low one is a backend id;
+    /// else why there is none.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    extern "C" fn choose_backend(hash: u64, word: u64, owner: u64, rest: u64) -> u64 {
+        let place = Place {
+            hash,
+            service: (owner >> 32) as u32,
+            flow_idle: (rest >> 8) as u16,
+            slot: owner as u32,
+            word: SlotWord(word),
+        };
+        let kind = match rest as u8 {
+            0 => Kind::Open,
+            1 => Kind::End,
+            2 => Kind::Other,
+            _ => Kind::Icmp,
+        };
+        match choose(&Maps, &place, kind) {
+            Ok(backend) => backend.into(),
+            Err(Reason::NoBackend) => 1 << 32,
+            Err(_) => 2 << 32,
+        }
+    }
+
+    /// `track::search` as a global function.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    extern "C" fn search_flow(bucket: u32, tag: u32, service: u32, times: u32) -> u32 {
+        search(
+            &Maps,
+            bucket,
+            tag,
+            service,
+            times as u16,
+            Age((times >> 16) as u16),
+        )
+    }
+
+    /// `track::victim` as a global function.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    extern "C" fn choose_victim(bucket: u32, now: u32) -> u32 {
+        victim(&Maps, bucket, Age(now as u16))
+    }
+
+    /// `track::rank` as a global function.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    extern "C" fn rank_entry(entry: u64, now: u32) -> u32 {
+        rank(&Maps, FlowEntry(entry), Age(now as u16))
     }
 
     #[panic_handler]

@@ -14,6 +14,7 @@ use lb_common::encap::Way;
 use lb_common::reason::Reason;
 use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
 use lb_common::slot::SlotWord;
+use lb_common::track::TableWord;
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace};
 use lb_userspace::model::{Affinity, Capacity, OnEmpty, Protocol, ServiceKey, TableSize};
@@ -165,6 +166,7 @@ fn entries(services: &[(ServiceKey, u32, u32)]) -> Vec<ServiceEntry> {
             client_affinity: false,
             first_slot: *first_slot,
             slots: 7,
+            flow_idle: 70,
         };
         entries.push(ServiceEntry::service(&tuple, data));
         entries.push(ServiceEntry::vip(address, vip_bit(6)));
@@ -179,6 +181,7 @@ fn one_service(plane: &mut KernelDataPlane) {
             id: 1,
             service: 1,
             route: route(0xaa),
+            table: TableWord::default(),
         },
         Operation::WriteSlots {
             slots: (0..7).map(|i| (i, SlotWord::steady(1))).collect(),
@@ -213,6 +216,7 @@ fn operations_take_effect_and_are_counted() {
         id: 1,
         service: 2,
         route: route(0xbb),
+        table: TableWord::default(),
     };
     apply(&mut plane, &[stolen]);
     assert_eq!(program.run(&syn, &mut out).0, XDP_DROP);
@@ -235,6 +239,7 @@ fn what_is_out_of_range_is_refused() {
             id,
             service: 1,
             route: Route::NONE,
+            table: TableWord::default(),
         };
         let error = plane.apply(&write).expect_err("refused").to_string();
         assert!(error.contains(&format!("backend id {id}")), "{error}");
@@ -300,6 +305,7 @@ fn no_packet_sees_a_half_written_route() {
             id: 1,
             service: 1,
             route: routes[i as usize % 2],
+            table: TableWord::default(),
         };
         apply(&mut plane, &[write]);
     });

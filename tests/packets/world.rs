@@ -11,6 +11,7 @@ use lb_common::address::Address;
 use lb_common::encap::Way;
 use lb_common::service::{Service as Found, ServiceTuple, vip_bit};
 use lb_common::slot::SlotWord;
+use lb_common::track::TableWord;
 use lb_userspace::dataplane::Operation;
 use lb_userspace::model::Capacity;
 
@@ -364,6 +365,7 @@ pub fn operations(other: u32) -> Vec<Operation> {
                 id: backend.id,
                 service: backend.service,
                 route,
+                table: TableWord::default(),
             });
         }
     }
@@ -407,6 +409,7 @@ pub fn operations(other: u32) -> Vec<Operation> {
             client_affinity: service.client_affinity,
             first_slot,
             slots,
+            flow_idle: 1_734,
         };
         entries.push(ServiceEntry::service(&tuple, found));
     }

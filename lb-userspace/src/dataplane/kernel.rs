@@ -10,12 +10,14 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
     Backend, BackendCounters, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
+use lb_common::flow::WAYS;
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
 use lb_common::slot::SlotWord;
+use lb_common::track::{Head, TableWord};
 
 use super::mapped::Mapped;
-use super::{DataPlane, Operation, grace, objects};
+use super::{DataPlane, Operation, grace, objects, status};
 use crate::model::Capacity;
 
 /// The loaded program and its maps.
@@ -49,10 +51,14 @@ impl KernelDataPlane {
             service_mask: service_buckets(capacity) - 1,
             // Ids begin at 1.
             backend_capacity: capacity.backends + 1,
+            flow_mask: flow_buckets(capacity) - 1,
+            _pad: 0,
         };
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::SERVICES, 2 * service_buckets(capacity))
             .map_max_entries(names::SLOTS, capacity.slots)
+            .map_max_entries(names::LOSSES, capacity.slots)
+            .map_max_entries(names::FLOWS, flow_buckets(capacity))
             .map_max_entries(names::BACKENDS, node.backend_capacity)
             .map_max_entries(names::BACKEND_COUNTERS, cpus * node.backend_capacity)
             .map_max_entries(names::REASON_COUNTERS, cpus * REASONS)
@@ -126,7 +132,13 @@ impl KernelDataPlane {
         Ok(())
     }
 
-    fn write_backend(&mut self, id: u32, service: u32, route: &Route) -> Result<()> {
+    fn write_backend(
+        &mut self,
+        id: u32,
+        service: u32,
+        route: &Route,
+        table: TableWord,
+    ) -> Result<()> {
         ensure!(
             id != 0 && id < self.node.backend_capacity,
             "backend id {id} is out of range"
@@ -136,12 +148,14 @@ impl KernelDataPlane {
             self.grace()?;
         }
         let head = self.backends.load(id, 0);
-        let spare = 1 - (head & 1) as usize;
+        let spare = 1 - Head(head).route();
         for (i, word) in route.words().into_iter().enumerate() {
             self.backends
                 .store(id, Backend::route_word(spare) + i, word);
         }
-        self.backends.store(id, 0, Backend::head(service, spare));
+        self.backends.store(id, Backend::TABLE_WORD, table.0);
+        self.backends
+            .store(id, 0, Head::new(service, status(service), spare).0);
         self.routes_flipped[id as usize] = Some(self.epoch);
         Ok(())
     }
@@ -189,9 +203,12 @@ impl DataPlane for KernelDataPlane {
     fn apply(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::AllowEgress { ifindex } => self.allow_egress(*ifindex),
-            Operation::WriteBackend { id, service, route } => {
-                self.write_backend(*id, *service, route)
-            }
+            Operation::WriteBackend {
+                id,
+                service,
+                route,
+                table,
+            } => self.write_backend(*id, *service, route, *table),
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
                     ensure!(
@@ -205,7 +222,7 @@ impl DataPlane for KernelDataPlane {
             Operation::SetServices { entries } => self.set_services(entries),
             Operation::Grace => self.grace(),
             Operation::ClearBackend { id } => {
-                self.write_backend(*id, 0, &Route::NONE)?;
+                self.write_backend(*id, 0, &Route::NONE, TableWord::default())?;
                 for cpu in 0..self.cpus {
                     for word in 0..size_of::<BackendCounters>() / 8 {
                         self.backend_counters
@@ -233,6 +250,11 @@ impl DataPlane for KernelDataPlane {
             .map(|cpu| self.reason_counters.load(cpu * REASONS + reason as u32, 0))
             .sum()
     }
+}
+
+/// Buckets of the flow table: a power of two that holds at least the entries asked for.
+fn flow_buckets(capacity: &Capacity) -> u32 {
+    capacity.flows.div_ceil(WAYS as u32).next_power_of_two()
 }
 
 /// Buckets of one half of the service table: sixteen for each entry (a service, a VIP's note), so that a seed without overflow

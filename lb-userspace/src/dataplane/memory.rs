@@ -1,11 +1,12 @@
 //! The data plane in plain memory: the same tables, read by the same data path, without a kernel.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Backend, BackendCounters, Route};
+use lb_common::abi::{BackendCounters, Route};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
 
-use super::{DataPlane, Operation};
+use super::{DataPlane, Operation, status};
+use lb_common::track::{Head, TableWord};
 
 /// For property tests of the planner. Nothing runs beside it, so a grace period has nothing to wait for.
 #[derive(Debug)]
@@ -15,7 +16,13 @@ pub struct MemoryDataPlane {
 
 impl MemoryDataPlane {
     /// As in the kernel: the route that is not in force is written, then the head names it.
-    fn write_backend(&mut self, id: u32, service: u32, route: &Route) -> Result<()> {
+    fn write_backend(
+        &mut self,
+        id: u32,
+        service: u32,
+        route: &Route,
+        table: TableWord,
+    ) -> Result<()> {
         let backend = self
             .tables
             .backends
@@ -24,7 +31,8 @@ impl MemoryDataPlane {
             .with_context(|| format!("backend id {id} is out of range"))?;
         let spare = 1 - (backend.head & 1) as usize;
         backend.routes[spare] = *route;
-        backend.head = Backend::head(service, spare);
+        backend.table = table.0;
+        backend.head = Head::new(service, status(service), spare).0;
         Ok(())
     }
 }
@@ -33,8 +41,13 @@ impl DataPlane for MemoryDataPlane {
     fn apply(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::AllowEgress { .. } | Operation::Grace => {}
-            Operation::WriteBackend { id, service, route } => {
-                self.write_backend(*id, *service, route)?;
+            Operation::WriteBackend {
+                id,
+                service,
+                route,
+                table,
+            } => {
+                self.write_backend(*id, *service, route, *table)?;
             }
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
@@ -51,7 +64,7 @@ impl DataPlane for MemoryDataPlane {
                 entries.len()
             ),
             Operation::ClearBackend { id } => {
-                self.write_backend(*id, 0, &Route::NONE)?;
+                self.write_backend(*id, 0, &Route::NONE, TableWord::default())?;
                 self.tables.counters.get_mut()[*id as usize] = BackendCounters::default();
             }
         }

@@ -17,6 +17,7 @@ use anyhow::Result;
 use lb_common::abi::{BackendCounters, Route, ServiceEntry};
 use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
+use lb_common::track::{Status, TableWord};
 
 pub use attach::detach;
 
@@ -26,7 +27,12 @@ pub enum Operation {
     /// Lets packets be redirected to this interface.
     AllowEgress { ifindex: u32 },
     /// Puts a route in force for a backend of a service.
-    WriteBackend { id: u32, service: u32, route: Route },
+    WriteBackend {
+        id: u32,
+        service: u32,
+        route: Route,
+        table: TableWord,
+    },
     /// Stores single slots: (index in the map, word).
     WriteSlots { slots: Vec<(u32, SlotWord)> },
     /// Puts a whole new service table in force.
@@ -48,6 +54,15 @@ pub trait DataPlane {
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
+}
+
+/// Status of a record that has just been written; service 0 stands in cleared ones.
+const fn status(service: u32) -> Status {
+    if service == 0 {
+        Status::Gone
+    } else {
+        Status::Active
+    }
 }
 
 /// The directory in bpffs that holds the XDP links. Not versioned: whatever the layout of its maps, a new program takes the place

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
+use lb_common::flow::Age;
 use lb_common::service::{Service, ServiceTuple, vip_bit};
+
+use lb_common::track::TableWord;
 
 use super::PlanError;
 use crate::maglev::{self, Member};
-use crate::model::{Affinity, Capacity, ServiceKey};
+use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstalledBackend {
@@ -47,6 +50,11 @@ impl InstalledService {
             table: Vec::new(),
             shares: Vec::new(),
         }
+    }
+
+    /// Where its table is, as the data path reads it.
+    pub(super) fn table_word(&self, protocol: Protocol) -> TableWord {
+        TableWord::new(self.first_slot, self.size, flow_idle(protocol))
     }
 
     /// Gives the service another table.
@@ -92,6 +100,15 @@ pub(super) struct StrayRange {
     pub key: ServiceKey,
     pub size: u32,
     pub first_slot: u32,
+}
+
+/// How long a flow may be silent before it is forgotten: 2 h 4 min for TCP (RFC 5382 REQ-5), 300 s for UDP (RFC 4787 REQ-5 recommends
+/// five minutes).
+const fn flow_idle(protocol: Protocol) -> u16 {
+    Age::units(match protocol {
+        Protocol::Tcp => 7_440,
+        Protocol::Udp => 300,
+    })
 }
 
 /// The planner's mirror of the data plane. Cheap to clone: services are shared.
@@ -260,6 +277,7 @@ impl Installed {
                 client_affinity: service.affinity == Affinity::ClientIp,
                 first_slot: service.first_slot,
                 slots: service.size,
+                flow_idle: flow_idle(key.protocol),
             };
             entries.push(ServiceEntry::service(&tuple, data));
         }

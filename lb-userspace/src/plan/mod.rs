@@ -130,14 +130,14 @@ impl Planner<'_> {
             None => InstalledService::new(self.after.take_number()),
         };
         service.affinity = desired.affinity;
-        self.backends(desired, &mut service)?;
-        let members = members(desired, old.as_deref());
         let fresh_range = service.size != size;
         if fresh_range {
             // The old range stays as it is until the grace period; nobody else may get it in this plan.
             service.first_slot = self.after.take_slots(self.before, size, &desired.key)?;
             service.size = size;
         }
+        self.backends(desired, &mut service, fresh_range)?;
+        let members = members(desired, old.as_deref());
         if fresh_range || members != service.members {
             let table = maglev::build(&members, size);
             if old.is_some() {
@@ -158,7 +158,9 @@ impl Planner<'_> {
         &mut self,
         desired: &DesiredService,
         service: &mut InstalledService,
+        fresh_range: bool,
     ) -> Result<(), PlanError> {
+        let table = service.table_word(desired.key.protocol);
         let gone: Vec<_> = service
             .backends
             .keys()
@@ -185,11 +187,12 @@ impl Planner<'_> {
             } else {
                 installed.route
             };
-            if new || changed || self.full {
+            if new || changed || fresh_range || self.full {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
                     service: service.number,
                     route: route.unwrap_or(Route::NONE),
+                    table,
                 });
             }
             service.backends.insert(

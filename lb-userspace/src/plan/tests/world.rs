@@ -14,6 +14,7 @@ use lb_common::native::{MemoryFrame, MemoryTables};
 use lb_common::process::{Forwarded, Tables, Verdict, process};
 use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
+use lb_common::track::{FlowMemory, Head, Status, TableWord};
 
 use crate::dataplane::memory::MemoryDataPlane;
 use crate::dataplane::{DataPlane as _, Operation};
@@ -160,6 +161,33 @@ struct Mixed<'a> {
     services: &'a MemoryTables,
     slots: &'a MemoryTables,
     backends: &'a MemoryTables,
+}
+
+// Slots here are at rest, so that none of this is asked for.
+impl FlowMemory for Mixed<'_> {
+    type Bucket<'a>
+        = <MemoryTables as FlowMemory>::Bucket<'a>
+    where
+        Self: 'a;
+
+    fn clock(&self) -> u64 {
+        self.backends.clock()
+    }
+    fn flow_mask(&self) -> u32 {
+        self.backends.flow_mask()
+    }
+    fn flow_bucket(&self, index: u32) -> Option<Self::Bucket<'_>> {
+        self.backends.flow_bucket(index)
+    }
+    fn head(&self, backend: u32) -> Option<Head> {
+        self.backends.head(backend)
+    }
+    fn table(&self, backend: u32) -> Option<TableWord> {
+        self.backends.table(backend)
+    }
+    fn stamp_loss(&self, slot: u32, at: u64) {
+        self.backends.stamp_loss(slot, at);
+    }
 }
 
 impl Tables for Mixed<'_> {
@@ -327,6 +355,7 @@ impl World {
         assert_eq!(self.installed.backends_used(), ids.len() as u64);
         for (id, record) in tables.backends.iter().enumerate() {
             if !ids.contains(&(id as u32)) {
+                assert_eq!(Head(record.head).status(), Status::Gone);
                 let route = record.routes[(record.head & 1) as usize];
                 assert_eq!((record.head >> 32, route), (0, Route::NONE), "id {id}");
             }
