@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use aya::programs::Xdp;
 use aya_obj::Object;
-use lb_common::abi::{Backend, BackendCounters, ServiceBucket, control, names};
+use lb_common::abi::{Backend, BackendCounters, FlowLine, ServiceBucket, control, names};
 use lb_common::reason::REASONS;
 use lb_common::slot::SlotWord;
 use lb_userspace::dataplane::{decap, objects};
@@ -89,6 +89,8 @@ fn balancer_maps() -> BTreeMap<&'static str, Shape> {
     BTreeMap::from([
         (names::SERVICES, array::<ServiceBucket>()),
         (names::SLOTS, array::<SlotWord>()),
+        (names::FLOWS, array::<FlowLine>()),
+        (names::LOSSES, array::<u64>()),
         (names::BACKENDS, array::<Backend>()),
         (names::CONTROL, array::<u64>()),
         (names::BACKEND_COUNTERS, array::<BackendCounters>()),
