@@ -18,3 +18,4 @@ pub mod model;
 pub mod netlink;
 pub mod plan;
 pub mod state;
+pub mod tracking;
