@@ -9,6 +9,7 @@ mod failover;
 mod forward;
 mod laboratory;
 mod lifecycle;
+mod overlay;
 mod passing;
 mod setup;
 mod spread;
@@ -95,6 +96,7 @@ fn main() -> Result<()> {
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
+    overlay::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()

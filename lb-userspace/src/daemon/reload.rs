@@ -35,8 +35,9 @@ impl Owner {
         let config = config::load(&self.config_path)?;
         unchangeable(&self.config, &config)?;
         super::require_interfaces(&config)?;
-        self.commit(|owner| {
-            owner.state.reload(&config)?;
+        let mut lost = Vec::new();
+        let result = self.commit(|owner| {
+            lost = owner.state.reload(&config)?;
             if config.node != owner.config.node
                 && !owner.attachments.is_empty()
                 && let Err(error) = owner.attach(&config)
@@ -54,7 +55,13 @@ impl Owner {
                 "configuration loaded: it is the one in force"
             };
             Ok((message.to_owned(), changed))
-        })
+        });
+        if result.is_ok() {
+            for loss in lost {
+                tracing::warn!("a run-time change is dropped: {loss}");
+            }
+        }
+        result
     }
 }
 
