@@ -127,6 +127,11 @@ fn a_document_that_is_not_ours_is_refused_and_stays() {
         }
         assert_eq!(fs::read(&path).unwrap(), bytes);
     }
+    // Not even a file.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = format!("{:#}", open(directory.path()).load().unwrap_err());
+    assert!(error.contains("overlay.json.bad"), "{error}");
     // The way out works.
     fs::rename(&path, path.with_extension("json.bad")).unwrap();
     assert!(load(directory.path()).is_empty());

@@ -6,7 +6,9 @@ use anyhow::{Result, ensure};
 use lab::config::File;
 use lab::interface::xdp_mode;
 use lab::{Daemon, Family, Lab};
-use lb_userspace::api::dto::{Difference, DifferenceKind, OverlayDiff, OverlayReset};
+use lb_userspace::api::client::Client;
+use lb_userspace::api::dto::{Difference, DifferenceKind, OverlayDiff, OverlayReset, WeightChange};
+use lb_userspace::model::BackendSpec;
 use nix::sys::signal::Signal;
 
 use crate::Suites;
@@ -18,6 +20,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 pub fn add(suites: &mut Suites) {
     suites.case("overlay", "survives_sigkill_restart_and_reload", kept);
+    suites.case("overlay", "killed_amid_changes", killed_amid_changes);
     suites.case(
         "overlay",
         "unreadable_is_refused_unfitting_is_named",
@@ -170,6 +173,61 @@ fn kept() -> Result<()> {
     daemon.kill()?;
     daemon.restart()?;
     ensure!(said(&daemon)? == untouched, "the reset did not last");
+    Ok(())
+}
+
+/// Killed amid a stream of changes: what was answered holds, what was asked last may.
+fn killed_amid_changes() -> Result<()> {
+    const ROUNDS: u64 = 8;
+    let lab = serving(Lab::builder().backends(2))?;
+    let mut daemon = Daemon::start(&lab, &File::new(vec![web(&lab)]))?;
+    let address = lab.backend(1).v4();
+    let mut weight = 1_u32;
+    for round in 0..ROUNDS {
+        let socket = daemon.socket_path().to_owned();
+        let from = weight;
+        let changing = std::thread::spawn(move || {
+            // The control socket itself: a process for each change would leave the daemon idle most of the time.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let client = Client::new(socket);
+            runtime.block_on(async {
+                let mut answered = from;
+                while answered < BackendSpec::MAX_WEIGHT {
+                    let change = WeightChange {
+                        weight: answered + 1,
+                    };
+                    if client
+                        .backend_weight("web", address, &change)
+                        .await
+                        .is_err()
+                    {
+                        break;
+                    }
+                    answered += 1;
+                }
+                anyhow::Ok(answered)
+            })
+        });
+        // Not a multiple of anything in the daemon.
+        std::thread::sleep(Duration::from_micros(60_000 + round * 7_919));
+        daemon.kill()?;
+        let answered = changing
+            .join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        ensure!(answered > from, "nothing was answered before the kill");
+        daemon.restart()?;
+        weight = daemon.backend("web", address)?.weight;
+        ensure!(
+            weight == answered || weight == answered + 1,
+            "weight {weight} after {answered} was answered"
+        );
+        ensure!(
+            weight < BackendSpec::MAX_WEIGHT,
+            "no weights are left to set"
+        );
+    }
     Ok(())
 }
 

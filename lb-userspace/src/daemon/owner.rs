@@ -373,6 +373,10 @@ impl Owner {
         self.state = before;
         self.config = config;
         self.watch();
+        if node_changed && !self.attachments.is_empty() {
+            let old = self.config.clone();
+            self.attach_error = self.attach(&old).err().map(|error| format!("{error:#}"));
+        }
         if !applied {
             return;
         }
@@ -383,10 +387,6 @@ impl Owner {
         let overlay = self.state.overlay();
         if let Err(error) = tokio::task::block_in_place(|| self.store.save(overlay)) {
             tracing::error!("a refused change may come back with a restart: {error:#}");
-        }
-        if node_changed && !self.attachments.is_empty() {
-            let old = self.config.clone();
-            self.attach_error = self.attach(&old).err().map(|error| format!("{error:#}"));
         }
     }
 

@@ -156,10 +156,10 @@ impl<D: Disk> Store<D> {
                 self.path.display()
             );
         }
-        let path = self.path.display();
-        let bytes = self.disk.read(NAME).with_context(|| {
-            format!("{path}: run-time changes are kept there and cannot be read")
-        })?;
+        let bytes = self
+            .disk
+            .read(NAME)
+            .map_err(|error| self.unreadable(&error, "See to that"))?;
         let Some(bytes) = bytes else {
             self.stored = Some(Overlay::default().to_document());
             return Ok(Overlay::default());
@@ -175,19 +175,21 @@ impl<D: Disk> Store<D> {
                 column: before.len() - line_start + 1,
                 what: "not UTF-8".to_owned(),
             };
-            self.unreadable(&place)
+            self.unreadable(&place, "Mend it")
         })?;
-        let overlay = Overlay::from_document(&text).map_err(|error| self.unreadable(&error))?;
+        let overlay = Overlay::from_document(&text).map_err(|error| {
+            let mend = match error {
+                DocumentError::Format(_) => "Run the version that wrote it",
+                _ => "Mend it",
+            };
+            self.unreadable(&error, mend)
+        })?;
         self.stored = Some(text);
         Ok(overlay)
     }
 
-    fn unreadable(&self, error: &DocumentError) -> anyhow::Error {
+    fn unreadable(&self, error: &dyn std::fmt::Display, mend: &str) -> anyhow::Error {
         let path = self.path.display();
-        let mend = match error {
-            DocumentError::Format(_) => "Run the version that wrote it",
-            _ => "Mend the file",
-        };
         anyhow!(
             "{path}: {error}\nRun-time changes (drains among them) are kept there and would be lost, so nothing is started. \
              {mend}, or go on without them: `mv {path} {path}.bad`"
