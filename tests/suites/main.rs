@@ -9,6 +9,7 @@ mod failover;
 mod forward;
 mod laboratory;
 mod lifecycle;
+mod overlay;
 mod passing;
 mod setup;
 mod spread;
@@ -96,6 +97,7 @@ fn main() -> Result<()> {
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
+    overlay::add(&mut suites);
     standing::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
