@@ -15,7 +15,7 @@ use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
-pub use eligible::{eligibility, route};
+pub use eligible::{Mute, eligibility, route, transmits};
 pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay};
 
 /// What is known of one backend's health.
