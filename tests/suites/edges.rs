@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::config::{File, Service};
 use lab::daemon::run_cli;
+use lab::interface::{disable_offloads, xdp_mode};
+use lab::process::{Process, sluice_binary};
 use lab::{Daemon, Lab, address, mac, wait_until};
 
 use crate::Suites;
@@ -14,6 +16,16 @@ const SOON: Duration = Duration::from_secs(10);
 
 pub fn add(suites: &mut Suites) {
     suites.case("edges", "bridge_as_egress", bridge_as_egress);
+    suites.case(
+        "edges",
+        "decapsulator_follows_a_replaced_interface",
+        replaced_interface,
+    );
+    suites.case(
+        "edges",
+        "decapsulator_ends_when_its_interface_stays_away",
+        vanished_interface,
+    );
 }
 
 /// A two-armed balancer whose backend side is a bridge device above `eth1`.
@@ -86,5 +98,59 @@ fn bridge_as_egress() -> Result<()> {
         .ensure_all_answered()?
         .by_backend();
     ensure!(answers.len() == 2, "{answers:?}");
+    Ok(())
+}
+
+/// `eth0` of backend 1 is deleted and made again: tunnel packets are taken apart again by themselves.
+fn replaced_interface() -> Result<()> {
+    let lab = serving(Lab::builder().backends(1))?;
+    let _daemon = Daemon::start(&lab, &File::new(vec![web(&lab)]))?;
+    lab.client().http(web_vip(), 5, 1)?.ensure_all_answered()?;
+
+    let backend = lab.backend(1);
+    backend.namespace().ip_batch("link delete eth0\n")?;
+    lab.router().ip_batch(&format!(
+        "link add b1 mtu 1600 type veth peer name eth0 mtu 1600 address {} netns {}\nlink set b1 master lan up\n",
+        mac::text(mac::backend(1)),
+        backend.namespace().name(),
+    ))?;
+    lab.router().run(|| disable_offloads("b1"))?;
+    backend.namespace().run(|| disable_offloads("eth0"))?;
+    backend.namespace().ip_batch(&format!(
+        "link set eth0 up\naddr add {}/24 dev eth0\nroute add default via 10.0.0.1\n",
+        backend.v4()
+    ))?;
+    wait_until("the decapsulator to be attached again", SOON, || {
+        Ok(xdp_mode(backend.namespace(), "eth0")?.is_some())
+    })?;
+    wait_until("connections to succeed again", SOON, || {
+        Ok(lab.client().get(web_vip()).is_ok())
+    })?;
+    lab.client().http(web_vip(), 20, 4)?.ensure_all_answered()?;
+    Ok(())
+}
+
+/// A backend whose decapsulator has nothing to sit on must not look like one that works.
+fn vanished_interface() -> Result<()> {
+    let lab = Lab::builder().backends(1).build()?;
+    let namespace = lab.backend(1).namespace();
+    let mut command = namespace.command(sluice_binary()?);
+    command.args(["decap", "--interface", "eth0"]);
+    let log = lab.temporary_directory().join("decap.log");
+    let mut process = Process::start("sluice decap", command, &log)?;
+    wait_until("the decapsulator to be attached", SOON, || {
+        Ok(xdp_mode(namespace, "eth0")?.is_some())
+    })?;
+    namespace.ip_batch("link delete eth0\n")?;
+    let status = process
+        .wait(Duration::from_secs(45))?
+        .context("`sluice decap` runs on without an interface")?;
+    let said = process.log_tail();
+    ensure!(status.code() == Some(1), "ended with {status}: {said}");
+    ensure!(
+        said.contains("nothing has been decapsulated on eth0 for 30s")
+            && said.contains("interface \"eth0\" does not exist here"),
+        "{said}"
+    );
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! `sluice decap`: our decapsulator on a backend that has no tunnel device.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::Xdp;
-use aya::programs::xdp::XdpMode as Flags;
+use aya::programs::xdp::{XdpLinkId, XdpMode as Flags};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::names;
 use lb_common::address::Address;
@@ -18,6 +18,11 @@ use crate::model::XdpMode;
 
 /// How often the interface's addresses are read again.
 const REFRESH: Duration = Duration::from_secs(5);
+/// How often the interface itself is looked at: one that is deleted and made again has lost its program.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the interface may be gone, or refuse the program, before this process ends. Nothing else would tell: probes go to the
+/// backend's own address and succeed without a decapsulator.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Loads the decapsulator's object and maps; its program is not yet given to the verifier.
 ///
@@ -55,19 +60,52 @@ pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<(
     program
         .load()
         .context("the kernel refuses the decapsulator")?;
-    let got = attach(program, interface, mode)?;
+    let mut attached = attach(program, interface, mode)?;
     println!(
-        "decapsulating on {interface} ({got}) for {}",
+        "decapsulating on {interface} ({}) for {}",
+        attached.got,
         list(&current)
     );
 
     let mut current = current;
     let mut refresh = tokio::time::interval(REFRESH);
+    let mut look = tokio::time::interval(LOOK);
+    let mut lost: Option<Instant> = None;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = refresh.tick(), if allow.is_empty() => {
+            _ = look.tick() => {
+                if index(interface).is_ok_and(|ifindex| ifindex == attached.ifindex) {
+                    lost = None;
+                    continue;
+                }
+                // The old link went with the old interface; if that merely moved away, nothing is to be done there any more.
+                if let Some(link) = attached.link.take() {
+                    let _ = program.detach(link);
+                    eprintln!("warning: {interface} is not what it was: attaching again");
+                }
+                match attach(program, interface, mode) {
+                    Ok(again) => {
+                        println!("decapsulating on {interface} again ({})", again.got);
+                        attached = again;
+                        lost = None;
+                        // Its addresses may be others now.
+                        refresh.reset_immediately();
+                    }
+                    Err(error) => {
+                        let since = *lost.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= PATIENCE {
+                            return Err(error.context(format!(
+                                "nothing has been decapsulated on {interface} for {}s: its interface went away, and no other \
+                                 could be attached to",
+                                PATIENCE.as_secs()
+                            )));
+                        }
+                    }
+                }
+            }
+            _ = refresh.tick(), if lost.is_none() && allow.is_empty() => {
                 match wanted(interface, &allow).await {
                     Ok(addresses) if addresses != current => {
                         set(&mut allowed, &current, &addresses)?;
@@ -92,10 +130,7 @@ async fn wanted(interface: &str, allow: &[IpAddr]) -> Result<Vec<IpAddr>> {
     if !allow.is_empty() {
         return Ok(allow.to_vec());
     }
-    let ifindex = nix::net::if_::if_nametoindex(interface).map_err(|_| {
-        anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do")
-    })?;
-    let mut addresses = crate::netlink::interface_addresses(ifindex).await?;
+    let mut addresses = crate::netlink::interface_addresses(index(interface)?).await?;
     addresses.sort();
     anyhow::ensure!(
         !addresses.is_empty(),
@@ -115,24 +150,45 @@ fn set(map: &mut HashMap<MapData, [u64; 2], u64>, old: &[IpAddr], new: &[IpAddr]
     Ok(())
 }
 
-fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<XdpMode> {
+/// Where the program sits. The link is taken out when the interface is gone.
+struct Attached {
+    ifindex: u32,
+    link: Option<XdpLinkId>,
+    got: XdpMode,
+}
+
+fn index(interface: &str) -> Result<u32> {
+    nix::net::if_::if_nametoindex(interface).map_err(|_| {
+        anyhow!("interface {interface:?} does not exist here: `ip link` lists those that do")
+    })
+}
+
+fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<Attached> {
+    // Should the interface be replaced in between, the next look finds another index than this one.
+    let ifindex = index(interface)?;
     let native = match mode {
         XdpMode::Generic => None,
         XdpMode::Auto | XdpMode::Native => Some(program.attach(interface, Flags::Driver)),
     };
-    match native {
-        Some(Ok(_)) => return Ok(XdpMode::Native),
+    let (link, got) = match native {
+        Some(Ok(link)) => (link, XdpMode::Native),
         Some(Err(error)) if mode == XdpMode::Native => {
             return Err(anyhow!(error)).with_context(|| {
                 format!("{interface}: native XDP is refused; try --xdp-mode generic")
             });
         }
-        Some(Err(_)) | None => {}
-    }
-    program.attach(interface, Flags::Skb).with_context(|| {
-        format!("{interface}: XDP is refused (is another XDP program attached? `ip link` shows it)")
-    })?;
-    Ok(XdpMode::Generic)
+        Some(Err(_)) | None => {
+            let link = program.attach(interface, Flags::Skb).with_context(|| {
+                format!("{interface}: XDP is refused (is another XDP program attached? `ip link` shows it)")
+            })?;
+            (link, XdpMode::Generic)
+        }
+    };
+    Ok(Attached {
+        ifindex,
+        link: Some(link),
+        got,
+    })
 }
 
 fn list(addresses: &[IpAddr]) -> String {
