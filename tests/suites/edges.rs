@@ -10,12 +10,17 @@ use lab::process::{Process, sluice_binary};
 use lab::{Daemon, Lab, address, mac, wait_until};
 
 use crate::Suites;
-use crate::setup::{serving, web, web_vip};
+use crate::setup::{HTTP, serving, web, web_vip};
 
 const SOON: Duration = Duration::from_secs(10);
 
 pub fn add(suites: &mut Suites) {
     suites.case("edges", "bridge_as_egress", bridge_as_egress);
+    suites.case(
+        "edges",
+        "decapsulator_takes_from_listed_sources",
+        listed_sources,
+    );
     suites.case(
         "edges",
         "decapsulator_follows_a_replaced_interface",
@@ -26,6 +31,38 @@ pub fn add(suites: &mut Suites) {
         "decapsulator_ends_when_its_interface_stays_away",
         vanished_interface,
     );
+}
+
+/// `sluice decap --from`: packets of the listed balancer are taken apart, those of another are not.
+fn listed_sources() -> Result<()> {
+    let lab = Lab::builder().backends(1).build()?;
+    let backend = lab.backend(1);
+    backend.serve_http(HTTP)?;
+    let _daemon = Daemon::start(&lab, &File::new(vec![web(&lab)]))?;
+    let start = |from: &str| {
+        let mut command = backend.namespace().command(sluice_binary()?);
+        command.args(["decap", "--interface", "eth0", "--from", from]);
+        let log = lab.temporary_directory().join("decap.log");
+        let process = Process::start("sluice decap", command, &log)?;
+        wait_until("the decapsulator to be attached", SOON, || {
+            Ok(xdp_mode(backend.namespace(), "eth0")?.is_some())
+        })?;
+        anyhow::Ok(process)
+    };
+    let mut process = start("192.0.2.66")?;
+    ensure!(
+        lab.client().get(web_vip()).is_err(),
+        "a strange balancer's packet was taken apart"
+    );
+    process.terminate()?;
+    let said = process.log_tail();
+    ensure!(
+        said.contains("from 192.0.2.66") && !said.contains("not-allowed: 0 packets"),
+        "{said}"
+    );
+    let _process = start(&address::BALANCER_V4.to_string())?;
+    lab.client().http(web_vip(), 10, 2)?.ensure_all_answered()?;
+    Ok(())
 }
 
 /// A two-armed balancer whose backend side is a bridge device above `eth1`.

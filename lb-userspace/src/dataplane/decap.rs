@@ -10,7 +10,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode as Flags};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::names;
 use lb_common::address::Address;
-use lb_common::decap::Decapped;
+use lb_common::decap::{Decapped, EVERY, Key, key};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::objects;
@@ -36,15 +36,19 @@ pub fn load() -> Result<Ebpf> {
 
 /// Attaches the decapsulator and runs until SIGTERM or SIGINT; then it is gone again.
 ///
-/// `allow`: outer destinations to take; empty: the interface's own addresses, kept current.
-pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<()> {
+/// `allow`: outer destinations to take; empty: the interface's own addresses, kept current. `from`: outer sources to take;
+/// empty: every source.
+pub async fn run(
+    interface: &str,
+    mode: XdpMode,
+    allow: Vec<IpAddr>,
+    from: Vec<IpAddr>,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut ebpf = load()?;
-    let mut allowed: HashMap<MapData, [u64; 2], u64> = HashMap::try_from(
-        ebpf.take_map(names::DECAP_ALLOWED)
-            .context("the object has no allow-list")?,
-    )?;
+    let mut allowed = take_list(&mut ebpf, names::DECAP_ALLOWED)?;
+    let mut sources = take_list(&mut ebpf, names::DECAP_SOURCES)?;
     let counters: PerCpuArray<MapData, u64> = PerCpuArray::try_from(
         ebpf.take_map(names::DECAP_COUNTERS)
             .context("the object has no counters")?,
@@ -52,6 +56,10 @@ pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<(
 
     let current = wanted(interface, &allow).await?;
     set(&mut allowed, &[], &current)?;
+    set(&mut sources, &[], &from)?;
+    if from.is_empty() {
+        sources.insert(EVERY, 1, 0)?;
+    }
 
     let program: &mut Xdp = ebpf
         .program_mut(names::DECAP)
@@ -62,9 +70,14 @@ pub async fn run(interface: &str, mode: XdpMode, allow: Vec<IpAddr>) -> Result<(
         .context("the kernel refuses the decapsulator")?;
     let mut attached = attach(program, interface, mode)?;
     println!(
-        "decapsulating on {interface} ({}) for {}",
+        "decapsulating on {interface} ({}) for {}{}",
         attached.got,
-        list(&current)
+        list(&current),
+        if from.is_empty() {
+            String::new()
+        } else {
+            format!(" from {}", list(&from))
+        }
     );
 
     let mut current = current;
@@ -139,13 +152,23 @@ async fn wanted(interface: &str, allow: &[IpAddr]) -> Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-fn set(map: &mut HashMap<MapData, [u64; 2], u64>, old: &[IpAddr], new: &[IpAddr]) -> Result<()> {
+/// Addresses the program looks up.
+type List = HashMap<MapData, Key, u64>;
+
+fn take_list(ebpf: &mut Ebpf, name: &str) -> Result<List> {
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the object has no list {name}"))?;
+    Ok(HashMap::try_from(map)?)
+}
+
+fn set(list: &mut List, old: &[IpAddr], new: &[IpAddr]) -> Result<()> {
     for address in new {
-        map.insert(Address::from(*address).words, 1, 0)
+        list.insert(key(&Address::from(*address)), 1, 0)
             .context("the allow-list is full (256 addresses)")?;
     }
     for address in old.iter().filter(|address| !new.contains(address)) {
-        map.remove(&Address::from(*address).words)?;
+        list.remove(&key(&Address::from(*address)))?;
     }
     Ok(())
 }
