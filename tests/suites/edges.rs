@@ -1,6 +1,6 @@
 //! Devices that are not what they seem: an egress that loses what XDP gives it, an interface that goes and comes back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::config::{File, Service};
@@ -16,6 +16,11 @@ const SOON: Duration = Duration::from_secs(10);
 
 pub fn add(suites: &mut Suites) {
     suites.case("edges", "bridge_as_egress", bridge_as_egress);
+    suites.case(
+        "edges",
+        "changed_probe_goes_on_from_what_is_known",
+        changed_probe,
+    );
     suites.case(
         "edges",
         "decapsulator_takes_from_listed_sources",
@@ -135,6 +140,40 @@ fn bridge_as_egress() -> Result<()> {
         .ensure_all_answered()?
         .by_backend();
     ensure!(answers.len() == 2, "{answers:?}");
+    Ok(())
+}
+
+/// A reload that changes a probe's settings: a backend known to be up is not taken out by the new probe's first failure.
+fn changed_probe() -> Result<()> {
+    let lab = serving(Lab::builder().backends(1))?;
+    let file = |fall| {
+        File::new(vec![Service {
+            fall,
+            ..web(&lab).probed()
+        }])
+    };
+    // In doubt it is probed every 100 ms: these are two seconds and more.
+    let daemon = Daemon::start(&lab, &file(20))?;
+    let backend = lab.backend(1);
+    daemon.wait_eligible("web", backend.v4(), true, SOON)?;
+    daemon.write_config(&file(21))?;
+    backend.set_health_status(503);
+    daemon.reload()?;
+    let reloaded = Instant::now();
+    while reloaded.elapsed() < Duration::from_secs(1) {
+        let now = daemon.backend("web", backend.v4())?;
+        ensure!(
+            now.eligible,
+            "out after {:?}: {:?}",
+            reloaded.elapsed(),
+            now.not_eligible
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // What is known is no reason to look away.
+    wait_until("the failures to count", SOON, || {
+        Ok(!daemon.backend("web", backend.v4())?.eligible)
+    })?;
     Ok(())
 }
 
