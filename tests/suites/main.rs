@@ -5,6 +5,7 @@
 mod config_errors;
 mod control;
 mod counters;
+mod edges;
 mod failover;
 mod forward;
 mod laboratory;
@@ -94,6 +95,7 @@ fn main() -> Result<()> {
     forward::add(&mut suites);
     spread::add(&mut suites);
     failover::add(&mut suites);
+    edges::add(&mut suites);
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);

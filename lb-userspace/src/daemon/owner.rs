@@ -312,7 +312,15 @@ impl Owner {
     /// Tells probes and netlink what to look at.
     pub(super) fn watch(&mut self) {
         self.targets = self.state.probe_targets();
-        self.prober.watch(self.targets.keys().cloned().collect());
+        // A probe whose settings changed goes on from what the old one found.
+        self.prober
+            .watch_from(self.targets.iter().map(|(target, backends)| {
+                let known = backends
+                    .iter()
+                    .filter_map(|(service, address)| self.state.observed(service, *address))
+                    .map(|observed| (observed.health, observed.reason.clone()));
+                (target.clone(), crate::health::agreed(known))
+            }));
         self.next_hops.watch(self.state.addresses());
         // A target that was probed for another service has its verdict already.
         for (target, backends) in &self.targets {

@@ -19,7 +19,7 @@ use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
 pub use document::DocumentError;
-pub use eligible::{eligibility, only_down, route};
+pub use eligible::{Mute, eligibility, only_down, route, transmits};
 pub use merge::{Change, Difference};
 pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay, Stamp};
 

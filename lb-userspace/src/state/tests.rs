@@ -82,6 +82,7 @@ fn hop() -> NextHop {
         mtu: 1_500,
         source: ip("192.0.2.1"),
         on_link: true,
+        xdp_transmit: crate::netlink::XdpTransmit::Yes,
     }
 }
 
