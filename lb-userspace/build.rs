@@ -79,7 +79,7 @@ fn run() -> Result<()> {
 }
 
 fn build_objects(workspace: &Path, out_dir: &Path) -> Result<()> {
-    let toolchain = toolchain::find().map_err(|message| anyhow!(message))?;
+    let toolchain = toolchain::find(workspace).map_err(|message| anyhow!(message))?;
     toolchain::find_linker(workspace).map_err(|message| anyhow!(message))?;
 
     let arch = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
@@ -96,7 +96,7 @@ fn build_objects(workspace: &Path, out_dir: &Path) -> Result<()> {
     flags.extend(LINK_ARGS.map(str::to_owned));
 
     let target_dir = out_dir.join("bpf");
-    let mut cargo = toolchain.command("cargo");
+    let mut cargo = toolchain.launch.command("cargo");
     cargo
         .current_dir(workspace)
         .args([

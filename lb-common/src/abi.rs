@@ -25,6 +25,7 @@ pub mod names {
 
     pub const DECAP: &str = "sluice_decap";
     pub const DECAP_ALLOWED: &str = "DECAP_ALLOWED";
+    pub const DECAP_SOURCES: &str = "DECAP_SOURCES";
     pub const DECAP_COUNTERS: &str = "DECAP_COUNTERS";
 }
 

@@ -19,7 +19,7 @@ pub enum Decapped {
     Done = 0,
     /// No tunnel packet: pass untouched.
     NotTunnel = 1,
-    /// A tunnel packet for an address that is not allowed: pass untouched, the stack will say so.
+    /// A tunnel packet for or from an address that is not allowed: pass untouched, the stack will say so.
     NotAllowed = 2,
     /// A tunnel packet whose outer or inner header contradicts itself: drop.
     Bad = 3,
@@ -34,8 +34,21 @@ impl Decapped {
     ];
 }
 
+/// An outer address as the lists of allowed ones name it: its words, and 1 for IPv6. Without the family an IPv6 packet to
+/// `::ffff:192.0.2.1` would pass for one to the IPv4 address.
+pub type Key = [u64; 3];
+
+/// In the list of sources: every source is allowed. No address has this key.
+pub const EVERY: Key = [0; 3];
+
+#[inline(always)]
+pub const fn key(address: &Address) -> Key {
+    [address.words[0], address.words[1], address.v6 as u64]
+}
+
 /// The outer header, as far as it matters.
 struct Outer {
+    source: Address,
     destination: Address,
     length: usize,
     /// Bytes of the outer packet's payload, as its header says.
@@ -45,9 +58,13 @@ struct Outer {
     consistent: bool,
 }
 
-/// Strips the outer header when its destination is `allowed`.
+/// Strips the outer header when the lists of outer destinations and of outer sources have its addresses.
 #[inline(always)]
-pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) -> Decapped {
+pub fn decapsulate<F: Frame>(
+    frame: &mut F,
+    destinations: impl Fn(&Key) -> bool,
+    sources: impl Fn(&Key) -> bool,
+) -> Decapped {
     let Ok((ETHERNET, ethertype)) = ethernet(frame) else {
         return Decapped::NotTunnel;
     };
@@ -60,7 +77,10 @@ pub fn decapsulate<F: Frame>(frame: &mut F, allowed: impl Fn(&Address) -> bool) 
         Ok(outer) => outer,
         Err(other) => return other,
     };
-    if !allowed(&outer.destination) {
+    if !destinations(&key(&outer.destination)) {
+        return Decapped::NotAllowed;
+    }
+    if !sources(&EVERY) && !sources(&key(&outer.source)) {
         return Decapped::NotAllowed;
     }
     // Only now: what is wrong with packets for others is not ours to judge.
@@ -116,6 +136,7 @@ fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
     }
     let total = usize::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
     Ok(Outer {
+        source: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>()),
         destination: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>()),
         length: Ipv4Hdr::LEN,
         payload: total.saturating_sub(Ipv4Hdr::LEN),
@@ -134,6 +155,10 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         return Err(Decapped::NotTunnel);
     }
     Ok(Outer {
+        source: Address::v6([
+            header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) }>(),
+            header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
+        ]),
         destination: Address::v6([
             header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
             header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
@@ -143,4 +168,19 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         inner_v6: protocol == PROTOCOL_IPV6,
         consistent: header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 == 6,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    #[test]
+    fn no_address_has_the_key_of_another_or_of_all() {
+        let of = |text: &str| key(&Address::from(text.parse::<IpAddr>().unwrap()));
+        assert_ne!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        for text in ["0.0.0.0", "::"] {
+            assert_ne!(of(text), EVERY);
+        }
+    }
 }

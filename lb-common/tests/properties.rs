@@ -295,7 +295,7 @@ proptest! {
         let sent = frame.bytes();
         prop_assert_eq!(sent.len(), ETHERNET + outer.overhead() + client.packet.len() + client.padding);
         if !matches!(outer, Outer::L2) {
-            let result = decapsulate(&mut frame, |_| true);
+            let result = decapsulate(&mut frame, |_| true, |_| true);
             prop_assert_eq!(result, Decapped::Done);
         }
         let mut expected = [[4; 6], [2; 6]].concat();
@@ -357,7 +357,7 @@ proptest! {
         tunnel.extend(&inner);
         tunnel[at.index(header)] ^= value;
         let mut frame = MemoryFrame::new(&tunnel, 1);
-        let result = decapsulate(&mut frame, |_| allowed);
+        let result = decapsulate(&mut frame, |_| allowed, |_| true);
         if result == Decapped::Done {
             prop_assert!(allowed);
             prop_assert!([tunnel.len() - 20, tunnel.len() - 40].contains(&frame.bytes().len()));

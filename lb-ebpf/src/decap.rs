@@ -14,23 +14,29 @@ mod program {
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{HashMap, PerCpuArray};
     use aya_ebpf::programs::XdpContext;
-    use lb_common::decap::{Decapped, decapsulate};
+    use lb_common::decap::{Decapped, Key, decapsulate};
 
     use crate::frame::XdpFrame;
 
-    /// Outer destinations that are ours: `Address::words`.
+    /// Outer destinations that are ours.
     #[map]
-    static DECAP_ALLOWED: HashMap<[u64; 2], u64> = HashMap::with_max_entries(256, 0);
+    static DECAP_ALLOWED: HashMap<Key, u64> = HashMap::with_max_entries(256, 0);
+    /// Outer sources that may send to them, or `decap::EVERY`.
+    #[map]
+    static DECAP_SOURCES: HashMap<Key, u64> = HashMap::with_max_entries(256, 0);
     #[map]
     static DECAP_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(8, 0);
 
     #[xdp]
     pub fn sluice_decap(ctx: XdpContext) -> u32 {
         let mut frame = XdpFrame::new(ctx);
-        // SAFETY: the value is never looked at, only that there is one.
-        let result = decapsulate(&mut frame, |address| {
-            unsafe { DECAP_ALLOWED.get(&address.words) }.is_some()
-        });
+        let result = decapsulate(
+            &mut frame,
+            // SAFETY: the value is never looked at, only that there is one.
+            |destination| unsafe { DECAP_ALLOWED.get(destination) }.is_some(),
+            // SAFETY: as above.
+            |source| unsafe { DECAP_SOURCES.get(source) }.is_some(),
+        );
         if let Some(counter) = DECAP_COUNTERS.get_ptr_mut(result as u32) {
             // SAFETY: a valid map value of this CPU; XDP is not preempted on its CPU.
             unsafe { *counter += 1 };

@@ -6,6 +6,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -39,13 +40,30 @@ pub enum Launch {
 pub struct Toolchain {
     pub launch: Launch,
     pub core: Core,
+    /// Major version of the compiler's LLVM, where it tells.
+    pub llvm: Option<u32>,
 }
 
-impl Toolchain {
+/// What a look at one toolchain found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub core: Core,
+    pub llvm: Option<u32>,
+}
+
+/// Whether a linker with LLVM `linker` reads what a compiler with LLVM `compiler` writes: that of its own version and of older ones.
+/// A linker that does not tell (a static one) is trusted: the published ones are built with the newest LLVM.
+pub fn links(compiler: Option<u32>, linker: Option<u32>) -> bool {
+    compiler
+        .zip(linker)
+        .is_none_or(|(compiler, linker)| compiler <= linker)
+}
+
+impl Launch {
     /// A program of this toolchain, with the variables removed by which the cargo that runs us would leak its own
     /// compiler (or clippy's driver) into it.
     pub fn command(&self, program: &str) -> Command {
-        let mut cmd = match &self.launch {
+        let mut cmd = match self {
             Launch::Rustup(name) => {
                 let mut cmd = Command::new("rustup");
                 cmd.args(["run", name, program]).env_remove("RUSTC");
@@ -68,7 +86,9 @@ impl Toolchain {
         }
         cmd
     }
+}
 
+impl Toolchain {
     pub fn describe(&self) -> String {
         let core = match self.core {
             Core::Prebuilt => "prebuilt core",
@@ -81,13 +101,15 @@ impl Toolchain {
     }
 }
 
-/// Picks a toolchain: what the person asked for, else a nightly with rust-src, else Debian's.
-/// `core_of` answers whether a toolchain exists and how it comes by `core`.
+/// Picks a toolchain: what the person asked for, else a nightly with rust-src, else Debian's; of the latter two only one whose
+/// output the linker, with LLVM `linker`, reads. `look` answers whether a toolchain exists, and what it is.
 pub fn choose(
     asked: Option<&str>,
-    core_of: impl Fn(&Launch) -> Option<Core>,
+    linker: Option<u32>,
+    look: impl Fn(&Launch) -> Option<Found>,
 ) -> Result<Toolchain, String> {
-    let usable = |launch: Launch| core_of(&launch).map(|core| Toolchain { launch, core });
+    let usable =
+        |launch: Launch| look(&launch).map(|Found { core, llvm }| Toolchain { launch, core, llvm });
     if let Some(asked) = asked {
         let launch = if asked.contains('/') {
             Launch::Prefix(PathBuf::from(asked))
@@ -101,42 +123,125 @@ pub fn choose(
             )
         });
     }
-    usable(Launch::Rustup("nightly".to_owned()))
-        .or_else(|| usable(Launch::Prefix(PathBuf::from(DEBIAN_PREFIX))))
-        .ok_or_else(|| missing("no Rust toolchain that can compile for it was found"))
+    let mut too_new = None;
+    for launch in [
+        Launch::Rustup("nightly".to_owned()),
+        Launch::Prefix(PathBuf::from(DEBIAN_PREFIX)),
+    ] {
+        match usable(launch) {
+            Some(found) if links(found.llvm, linker) => return Ok(found),
+            Some(found) => too_new = too_new.or(found.llvm),
+            None => {}
+        }
+    }
+    Err(missing(&match (too_new, linker) {
+        (Some(compiler), Some(linker)) => format!(
+            "the only compiler for it has LLVM {compiler}, whose output {LINKER} with LLVM {linker} cannot read"
+        ),
+        _ => "no Rust toolchain that can compile for it was found".to_owned(),
+    }))
 }
 
-/// `choose` on this machine.
-pub fn find() -> Result<Toolchain, String> {
-    let asked = env::var(OVERRIDE_VAR)
+/// `choose` on this machine, with the linker that is there.
+pub fn find(workspace: &Path) -> Result<Toolchain, String> {
+    let linker = find_linker(workspace).ok();
+    choose(
+        asked().as_deref(),
+        linker.as_deref().and_then(llvm_of_linker),
+        look,
+    )
+}
+
+/// `choose` on this machine, whatever the linker: for setup, which can bring one that fits.
+#[allow(dead_code, reason = "the build script has no use for it")]
+pub fn find_whatever_links() -> Result<Toolchain, String> {
+    choose(asked().as_deref(), None, look)
+}
+
+fn asked() -> Option<String> {
+    env::var(OVERRIDE_VAR)
         .ok()
-        .filter(|asked| !asked.is_empty());
-    choose(asked.as_deref(), core_of)
+        .filter(|asked| !asked.is_empty())
 }
 
-fn core_of(launch: &Launch) -> Option<Core> {
+fn look(launch: &Launch) -> Option<Found> {
+    let rustc = |words: &[&str]| {
+        let out = launch
+            .command("rustc")
+            .args(words)
+            // A question must not turn into a download.
+            .env("RUSTUP_AUTO_INSTALL", "0")
+            .stderr(Stdio::null())
+            .output()
+            .ok()
+            .filter(|out| out.status.success())?;
+        String::from_utf8(out.stdout).ok()
+    };
     let sysroot = match launch {
         Launch::Prefix(prefix) => prefix.join("bin/cargo").exists().then(|| prefix.clone())?,
-        Launch::Rustup(name) => {
-            let out = Command::new("rustup")
-                .args(["run", name, "rustc", "--print", "sysroot"])
-                // A question must not turn into a download.
-                .env("RUSTUP_AUTO_INSTALL", "0")
-                .stderr(Stdio::null())
-                .output()
-                .ok()
-                .filter(|out| out.status.success())?;
-            PathBuf::from(String::from_utf8(out.stdout).ok()?.trim())
-        }
+        Launch::Rustup(_) => PathBuf::from(rustc(&["--print", "sysroot"])?.trim()),
     };
     let rustlib = sysroot.join("lib/rustlib");
-    if rustlib.join(TARGET).is_dir() {
-        Some(Core::Prebuilt)
+    let core = if rustlib.join(TARGET).is_dir() {
+        Core::Prebuilt
     } else if rustlib.join("src/rust/library/core").is_dir() {
-        Some(Core::FromSource)
+        Core::FromSource
     } else {
-        None
-    }
+        return None;
+    };
+    Some(Found {
+        core,
+        llvm: rustc(&["-vV"]).and_then(|text| llvm_of_rustc(&text)),
+    })
+}
+
+/// From what `rustc -vV` says.
+fn llvm_of_rustc(verbose: &str) -> Option<u32> {
+    let version = verbose
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.parse().ok()
+}
+
+/// Which LLVM a linker has, where it can be known: from the library it names, else from what cargo noted when it was installed.
+/// (Its `--version` does not tell.)
+pub fn llvm_of_linker(linker: &Path) -> Option<u32> {
+    let noted = || {
+        let notes = linker.parent()?.parent()?.join(".crates2.json");
+        feature_of_linker(&fs::read_to_string(notes).ok()?)
+    };
+    fs::read(linker)
+        .ok()
+        .and_then(|bytes| llvm_library(&bytes))
+        .or_else(noted)
+}
+
+/// The version in the name of the library a program is linked to: `libLLVM.so.22.1`, `libLLVM-22.so`.
+fn llvm_library(program: &[u8]) -> Option<u32> {
+    const NAME: &[u8] = b"libLLVM";
+    program
+        .windows(NAME.len())
+        .enumerate()
+        .filter(|(_, window)| *window == NAME)
+        .find_map(|(at, _)| {
+            let rest = &program[at + NAME.len()..];
+            let version = rest
+                .strip_prefix(b".so.")
+                .or_else(|| rest.strip_prefix(b"-"))?;
+            leading_number(version)
+        })
+}
+
+/// The feature `llvm-22` among those that `.crates2.json` lists for the linker.
+fn feature_of_linker(notes: &str) -> Option<u32> {
+    let entry = notes.split(&format!("\"{LINKER} ")).nth(1)?;
+    let features = entry.split("\"features\":[").nth(1)?.split(']').next()?;
+    leading_number(features.split("\"llvm-").nth(1)?.as_bytes())
+}
+
+fn leading_number(text: &[u8]) -> Option<u32> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
 
 /// `PATH` with the workspace's own tools in front, so that the linker `xtask setup` built wins over a stray one.
@@ -172,7 +277,14 @@ pub fn missing(what: &str) -> String {
 mod tests {
     use super::*;
 
-    fn only(present: &'static [(&'static str, Core)]) -> impl Fn(&Launch) -> Option<Core> {
+    fn found(core: Core, llvm: u32) -> Found {
+        Found {
+            core,
+            llvm: Some(llvm),
+        }
+    }
+
+    fn only(present: &'static [(&'static str, Core, u32)]) -> impl Fn(&Launch) -> Option<Found> {
         move |launch| {
             let name = match launch {
                 Launch::Rustup(name) => name.clone(),
@@ -180,42 +292,82 @@ mod tests {
             };
             present
                 .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, core)| *core)
+                .find(|(known, ..)| *known == name)
+                .map(|(_, core, llvm)| found(*core, *llvm))
         }
+    }
+
+    fn both() -> impl Fn(&Launch) -> Option<Found> {
+        only(&[
+            ("/usr", Core::Prebuilt, 22),
+            ("nightly", Core::FromSource, 23),
+            ("/opt/rust", Core::Prebuilt, 22),
+        ])
     }
 
     #[test]
     fn nightly_goes_before_debian() {
-        let both = only(&[("/usr", Core::Prebuilt), ("nightly", Core::FromSource)]);
-        let chosen = choose(None, both).unwrap();
-        assert_eq!(
-            (chosen.launch, chosen.core),
-            (Launch::Rustup("nightly".into()), Core::FromSource)
+        for linker in [None, Some(23), Some(24)] {
+            let chosen = choose(None, linker, both()).unwrap();
+            assert_eq!(
+                (chosen.launch, chosen.core),
+                (Launch::Rustup("nightly".into()), Core::FromSource)
+            );
+        }
+    }
+
+    /// A nightly that came after the linker, with a newer LLVM.
+    #[test]
+    fn a_compiler_too_new_for_the_linker_is_passed_over() {
+        let chosen = choose(None, Some(22), both()).unwrap();
+        assert_eq!(chosen.launch, Launch::Prefix(PathBuf::from("/usr")));
+        let message =
+            choose(None, Some(22), only(&[("nightly", Core::FromSource, 23)])).unwrap_err();
+        assert!(
+            message.contains("LLVM 23, whose output bpf-linker with LLVM 22 cannot read"),
+            "{message}"
         );
     }
 
     #[test]
     fn debian_serves_where_nightly_lacks_rust_src() {
-        let chosen = choose(None, only(&[("/usr", Core::Prebuilt)])).unwrap();
+        let chosen = choose(None, None, only(&[("/usr", Core::Prebuilt, 22)])).unwrap();
         assert_eq!(chosen.launch, Launch::Prefix(PathBuf::from("/usr")));
     }
 
     #[test]
     fn what_was_asked_for_wins_or_fails_by_name() {
-        let both = || only(&[("nightly", Core::FromSource), ("/opt/rust", Core::Prebuilt)]);
-        let chosen = choose(Some("/opt/rust"), both()).unwrap();
+        let chosen = choose(Some("/opt/rust"), Some(21), both()).unwrap();
         assert_eq!(chosen.launch, Launch::Prefix(PathBuf::from("/opt/rust")));
-        let message = choose(Some("beta"), both()).unwrap_err();
+        let message = choose(Some("beta"), None, both()).unwrap_err();
         assert!(message.contains("SLUICE_BPF_TOOLCHAIN=beta"), "{message}");
     }
 
     #[test]
     fn nothing_found_says_how_to_get_either() {
-        let message = choose(None, only(&[])).unwrap_err();
+        let message = choose(None, None, only(&[])).unwrap_err();
         assert!(
             message.contains("cargo xtask setup") && message.contains("rustc-web"),
             "{message}"
+        );
+    }
+
+    #[test]
+    fn llvm_is_read_from_compiler_and_linker() {
+        assert_eq!(
+            llvm_of_rustc("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8\n"),
+            Some(22)
+        );
+        assert_eq!(llvm_of_rustc("rustc 1.96.0\n"), None);
+        assert_eq!(llvm_library(b"\0libLLVM\0libLLVM.so.22.1\0"), Some(22));
+        assert_eq!(llvm_library(b"\0libLLVM-19.so.1\0"), Some(19));
+        assert_eq!(llvm_library(b"\0libLLVM\0libLLVMCore.a"), None);
+        let notes = r#"{"installs":{"bpf-linker 0.13.0 (registry)":{"bins":["bpf-linker"],"features":["llvm-22"]},
+            "other 1.0.0":{"features":["llvm-19"]}}}"#;
+        assert_eq!(feature_of_linker(notes), Some(22));
+        assert_eq!(
+            feature_of_linker(&notes.replace(r#"["llvm-22"]"#, "[]")),
+            None
         );
     }
 }

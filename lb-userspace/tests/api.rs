@@ -66,6 +66,8 @@ async fn every_reading_route_answers_with_its_type() {
         "the detail of the service asked for"
     );
     assert_eq!(client.backends(None).await.unwrap(), served::all_backends());
+    assert_eq!(client.overlay().await.unwrap(), served::overlay());
+    assert_eq!(client.merged_config().await.unwrap(), served::MERGED);
     let of_dns6 = client.backends(Some("dns6")).await.unwrap();
     assert_eq!(of_dns6.len(), 1);
     assert_eq!(of_dns6[0].address.to_string(), "2001:db8::11");
@@ -102,6 +104,8 @@ async fn every_change_reaches_the_owner_with_its_caller() {
         .backend_weight("dns6", v6, &WeightChange { weight: 7 })
         .await
         .unwrap();
+    let reset = client.overlay_reset().await.unwrap();
+    assert_eq!(reset.dropped, served::overlay().differences);
     client.detach().await.unwrap();
     let me = me();
     assert_eq!(
@@ -113,6 +117,7 @@ async fn every_change_reaches_the_owner_with_its_caller() {
             format!("{me} removes 2001:db8::11 from dns6"),
             format!("{me} makes 10.0.0.12 of web draining, reason Some(\"update\")"),
             format!("{me} gives 2001:db8::11 of dns6 weight 7"),
+            format!("{me} drops 2 run-time changes"),
             "detached from eth0".to_owned(),
         ]
     );

@@ -223,6 +223,19 @@ async fn http_does_not_wait_for_an_endless_body() {
     );
 }
 
+/// The body is given 100 ms of its own: they must not count against a timeout shorter than that.
+#[tokio::test]
+async fn the_verdict_falls_at_the_status_line() {
+    let server = Server::start(
+        "127.0.0.1:0",
+        "HTTP/1.1 200 OK\r\ncontent-length: 999999999\r\n\r\nbeginning",
+    )
+    .await;
+    once_within(Duration::from_millis(95), server.address, http("/"))
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn a_server_that_accepts_and_hangs_times_out() {
     // Never accepted by the program, only by the kernel's backlog.
@@ -374,6 +387,42 @@ async fn watch_keeps_what_it_knows_of_kept_targets() {
             "a target that is not watched was asked"
         );
     }
+}
+
+/// What a reload does that changes a probe's settings: the backend is known to be up, and one failure is not news.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_target_goes_on_from_what_is_known() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let (events, mut flips) = mpsc::channel(16);
+    let prober = Prober::spawn(events);
+    let target = target(address, ProbeKind::Tcp);
+    let start = Instant::now();
+    prober.watch_from([(target.clone(), Some((Health::Up, "answered".into())))]);
+    let (health, said, _) = prober.current(&target).unwrap();
+    assert_eq!((health, said.as_str()), (Health::Up, "answered"));
+
+    let event = next(&mut flips, INTERVAL * 4 + SLACK).await;
+    assert_eq!(event.health, Health::Down);
+    // Three failures, the second and third after half an interval each, shortened by at most a tenth.
+    assert!(
+        start.elapsed() > INTERVAL * 8 / 10,
+        "one failure decided, after {:?}",
+        start.elapsed()
+    );
+    let [one] = prober.statistics().try_into().unwrap();
+    assert_eq!(one.failures, 3);
+}
+
+/// Known to be down is of no account once nothing probes any more.
+#[tokio::test]
+async fn what_is_no_longer_probed_is_up() {
+    let (events, mut flips) = mpsc::channel(16);
+    let prober = Prober::spawn(events);
+    let target = target("192.0.2.1:80".parse().unwrap(), ProbeKind::None);
+    prober.watch_from([(target, Some((Health::Down, "HTTP 503".into())))]);
+    assert_eq!(next(&mut flips, SLACK).await.health, Health::Up);
 }
 
 #[tokio::test]

@@ -104,7 +104,8 @@ fn balancer_maps() -> BTreeMap<&'static str, Shape> {
 
 fn decap_maps() -> BTreeMap<&'static str, Shape> {
     BTreeMap::from([
-        (names::DECAP_ALLOWED, (HASH, 16, 8, 0)),
+        (names::DECAP_ALLOWED, (HASH, 24, 8, 0)),
+        (names::DECAP_SOURCES, (HASH, 24, 8, 0)),
         (names::DECAP_COUNTERS, (PER_CPU_ARRAY, 4, 8, 0)),
     ])
 }

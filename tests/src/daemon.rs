@@ -300,7 +300,7 @@ fn spawn(balancer: &Namespace, files: &Files) -> Result<Process> {
     let mut command = balancer.command(sluice_binary()?);
     command.args(["run", "--config"]).arg(&files.config);
     command
-        .env("RUST_LOG", "debug,hyper=info,h2=info")
+        .env("SLUICE_LOG", "debug,hyper=info,h2=info")
         .env("NO_COLOR", "1");
     Process::start("sluice run", command, &files.log)
 }

@@ -16,6 +16,7 @@ pub fn add(suites: &mut Suites) {
     suites.case("control", "backend_weight", weight);
     suites.case("control", "backend_add_and_remove", backends);
     suites.case("control", "service_add_and_remove", services);
+    suites.case("control", "diff_and_reset", diff_and_reset);
     suites.case(
         "control",
         "wrong_names_are_refused_with_the_right_ones",
@@ -243,6 +244,30 @@ fn services() -> Result<()> {
     ensure_answering(&lab, &[1, 2])
 }
 
+fn diff_and_reset() -> Result<()> {
+    let lab = serving(Lab::builder().backends(2))?;
+    let daemon = started(&lab)?;
+    daemon.cli(&["diff"])?.ensure(0, &["nothing differs"])?;
+    ensure!(
+        !daemon.change(&["reset"])?.changed,
+        "there was nothing to drop"
+    );
+    let [first, second] = [1, 2].map(|n| lab.backend(n).v4().to_string());
+    daemon.change(&["backend", "remove", "web", &second])?;
+    daemon.change(&["backend", "weight", "web", &first, "7"])?;
+    ensure_answering(&lab, &[1])?;
+    daemon
+        .cli(&["diff"])?
+        .ensure(0, &["backend removed", &second, "weight 7", "weight 1"])?;
+    daemon
+        .cli(&["reset"])?
+        .ensure(0, &["2 run-time changes are dropped", &second])?;
+    daemon.wait_eligible("web", lab.backend(2).v4(), true, lab::capture::SETTLE)?;
+    ensure_answering(&lab, &[1, 2])?;
+    daemon.cli(&["diff"])?.ensure(0, &["nothing differs"])?;
+    Ok(())
+}
+
 fn wrong_names() -> Result<()> {
     let lab = serving(Lab::builder().backends(1))?;
     let daemon = started(&lab)?;
@@ -264,7 +289,13 @@ fn wrong_names() -> Result<()> {
 fn no_daemon() -> Result<()> {
     let lab = Lab::builder().backends(1).build()?;
     let socket = lab.temporary_directory().join("nobody.sock");
-    for arguments in [&["status"][..], &["backend", "list"], &["reload"]] {
+    for arguments in [
+        &["status"][..],
+        &["backend", "list"],
+        &["diff"],
+        &["save"],
+        &["reload"],
+    ] {
         lab::daemon::run_cli(lab.balancer(), &socket, arguments)?
             .ensure(3, &["nobody.sock", "sluice run"])?;
     }

@@ -163,7 +163,7 @@ fn restart(signal: Signal) -> Result<()> {
 }
 
 /// Waits until `count` more connections are done.
-fn more(load: &lab::client::Load, count: usize) -> Result<()> {
+pub fn more(load: &lab::client::Load, count: usize) -> Result<()> {
     let target = load.progress().0 + count;
     wait_until("more connections", SOON * 2, || {
         Ok(load.progress().0 >= target)

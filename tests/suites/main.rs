@@ -5,10 +5,12 @@
 mod config_errors;
 mod control;
 mod counters;
+mod edges;
 mod failover;
 mod forward;
 mod laboratory;
 mod lifecycle;
+mod overlay;
 mod passing;
 mod setup;
 mod spread;
@@ -93,9 +95,11 @@ fn main() -> Result<()> {
     forward::add(&mut suites);
     spread::add(&mut suites);
     failover::add(&mut suites);
+    edges::add(&mut suites);
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
+    overlay::add(&mut suites);
     standing::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);

@@ -22,8 +22,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::dto::{
-    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, ErrorBody, ServiceAdd,
-    ServiceDetail, ServiceSummary, Status, WeightChange,
+    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, ErrorBody, OverlayDiff,
+    OverlayReset, ServiceAdd, ServiceDetail, ServiceSummary, Status, WeightChange,
 };
 
 /// Where the daemon serves unless its configuration says otherwise.
@@ -159,6 +159,21 @@ impl Client {
         self.send(Method::PUT, &path, Some(change)).await
     }
 
+    pub async fn overlay(&self) -> Result<OverlayDiff, ClientError> {
+        self.get("/v1/overlay").await
+    }
+
+    pub async fn overlay_reset(&self) -> Result<OverlayReset, ClientError> {
+        self.send(Method::DELETE, "/v1/overlay", None::<&()>).await
+    }
+
+    /// The merged configuration file, as TOML.
+    pub async fn merged_config(&self) -> Result<String, ClientError> {
+        const PATH: &str = "/v1/config";
+        let bytes = self.request(Method::GET, PATH, None::<&()>).await?;
+        String::from_utf8(bytes.into()).map_err(|error| self.answer(PATH, &error))
+    }
+
     pub async fn reload(&self) -> Result<Changed, ClientError> {
         self.send(Method::POST, "/v1/reload", None::<&()>).await
     }
@@ -177,6 +192,18 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<A, ClientError> {
+        let what = format!("{method} {path}");
+        let bytes = self.request(method, path, body).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.answer(&what, &error))
+    }
+
+    /// The body of a successful answer.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| self.not_connected(&error))?;
@@ -200,7 +227,7 @@ impl Client {
             })?
             .map_err(|error| self.answer(&what, &error))?;
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|error| self.answer(&what, &error));
+            return Ok(bytes);
         }
         let Ok(ErrorBody { error }) = serde_json::from_slice(&bytes) else {
             let text = String::from_utf8_lossy(&bytes);

@@ -177,6 +177,53 @@ pub struct Changed {
     pub slots_moved_in_excess: u64,
 }
 
+/// `GET /v1/overlay`: in what the state that holds differs from the configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OverlayDiff {
+    /// The configuration file.
+    pub config: String,
+    /// Where run-time changes are kept.
+    pub store: String,
+    pub differences: Vec<Difference>,
+}
+
+/// One thing that was changed at run time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Difference {
+    pub kind: DifferenceKind,
+    pub service: String,
+    #[schema(value_type = Option<String>, example = "10.0.0.11")]
+    pub backend: Option<IpAddr>,
+    /// What the file says, for example `weight 1`; `None`: nothing.
+    pub file: Option<String>,
+    /// What holds, for example `weight 3`, `draining`; `None`: it is gone.
+    pub now: Option<String>,
+    pub reason: Option<String>,
+    /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).
+    pub by: Option<String>,
+    pub at: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DifferenceKind {
+    ServiceAdded,
+    ServiceRemoved,
+    BackendAdded,
+    BackendRemoved,
+    Weight,
+    /// Draining or disabled. No key of the file says that, so `sluice save` leaves it out.
+    Admin,
+}
+
+/// `DELETE /v1/overlay`: what was dropped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OverlayReset {
+    #[serde(flatten)]
+    pub changed: Changed,
+    pub dropped: Vec<Difference>,
+}
+
 /// Body of every answer with a status of 400 or above.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
@@ -258,6 +305,13 @@ pub enum Command {
         change: WeightChange,
         reply: Reply<Changed>,
     },
+    Overlay(Reply<OverlayDiff>),
+    OverlayReset {
+        caller: Caller,
+        reply: Reply<OverlayReset>,
+    },
+    /// The merged file, as TOML.
+    Config(Reply<String>),
     Reload(Reply<Changed>),
     /// Takes the data path down and ends the daemon.
     Detach(Reply<Changed>),

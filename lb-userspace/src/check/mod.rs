@@ -127,12 +127,7 @@ pub async fn run(config: &Config) -> Vec<Finding> {
     match netlink::resolve_within(backends, NEXT_HOPS).await {
         Ok(states) => {
             for service in &config.services {
-                findings.extend(paths::backends(
-                    service,
-                    &states,
-                    &config.node.interfaces,
-                    &present,
-                ));
+                findings.extend(paths::backends(service, &states, &config.node, &present));
             }
         }
         Err(error) => findings.push(Finding::error(

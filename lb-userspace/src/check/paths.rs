@@ -1,11 +1,12 @@
 //! The ways to backends, and addresses that are where they should not be.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::Finding;
-use crate::model::{Forward, ServiceSpec};
-use crate::netlink::{Interface, NextHop, NextHopState};
+use crate::model::{Forward, NodeSpec, ServiceSpec, XdpMode};
+use crate::netlink::{Interface, NextHop, NextHopState, XdpTransmit};
+use crate::state::{Mute, transmits};
 
 /// What clients on the Internet send at most.
 const CLIENT_MTU: u32 = 1_500;
@@ -55,14 +56,16 @@ pub fn vips(services: &[ServiceSpec], present: &[Interface]) -> Vec<Finding> {
 pub fn backends(
     service: &ServiceSpec,
     states: &HashMap<IpAddr, NextHopState>,
-    attached: &[String],
+    node: &NodeSpec,
     present: &[Interface],
 ) -> Vec<Finding> {
+    let attached = &node.interfaces;
     let mut findings = Vec::new();
     let mut resolved = 0;
     // Many backends share an interface: complaints about it are made once.
     let mut small: BTreeSet<(String, u32, u32)> = BTreeSet::new();
     let mut foreign: BTreeSet<&str> = BTreeSet::new();
+    let mut mute: BTreeMap<&str, Mute> = BTreeMap::new();
     for backend in &service.backends {
         let address = backend.address;
         let what = format!("backend {address} of {}: next hop", service.name);
@@ -88,8 +91,14 @@ pub fn backends(
             ));
             continue;
         }
+        if let Err(why) = transmits(node, next_hop) {
+            mute.insert(&next_hop.interface, why);
+            continue;
+        }
         resolved += 1;
-        if !attached.contains(&next_hop.interface) {
+        let unsure =
+            next_hop.xdp_transmit == XdpTransmit::Unknown && node.xdp_mode != XdpMode::Generic;
+        if unsure && !attached.contains(&next_hop.interface) {
             foreign.insert(&next_hop.interface);
         }
         small.extend(too_small(service, address, next_hop, attached, present));
@@ -103,6 +112,14 @@ pub fn backends(
                 format!("{resolved} of {all} backends can be reached"),
             ),
         );
+    }
+    for (interface, why) in mute {
+        let what = format!("{}: {interface}", service.name);
+        let found = format!(
+            "backends are reached by {interface}, and {}: every packet would be lost",
+            why.found
+        );
+        findings.push(Finding::error(what, found, why.mend));
     }
     for interface in foreign {
         findings.push(Finding::warning(
@@ -214,16 +231,32 @@ mod tests {
             mtu,
             source: "10.0.0.1".parse().unwrap(),
             on_link,
+            xdp_transmit: XdpTransmit::Unknown,
         })
     }
 
+    fn node(xdp_mode: XdpMode) -> NodeSpec {
+        NodeSpec {
+            interfaces: vec!["eth0".into()],
+            xdp_mode,
+            source: Vec::new(),
+            hash_seed: None,
+            pin: "/sys/fs/bpf/sluice".into(),
+            state: "/var/lib/sluice".into(),
+        }
+    }
+
     fn judge(service: &ServiceSpec, state: &NextHopState) -> Vec<Finding> {
+        judge_in(XdpMode::Auto, service, state)
+    }
+
+    fn judge_in(mode: XdpMode, service: &ServiceSpec, state: &NextHopState) -> Vec<Finding> {
         let states = service
             .backends
             .iter()
             .map(|backend| (backend.address, state.clone()))
             .collect();
-        backends(service, &states, &["eth0".into()], &[])
+        backends(service, &states, &node(mode), &[])
     }
 
     #[test]
@@ -283,6 +316,35 @@ mod tests {
             findings.last().unwrap().mend,
             "add \"eth1\" to node.interfaces"
         );
+    }
+
+    #[test]
+    fn an_egress_that_loses_every_packet_is_an_error() {
+        let through = |xdp_transmit| {
+            let NextHopState::Resolved(hop) = way("br0", 9000, true) else {
+                unreachable!("made so")
+            };
+            NextHopState::Resolved(NextHop {
+                xdp_transmit,
+                ..hop
+            })
+        };
+        let service = service(Forward::Ipip, &["10.0.0.11", "10.0.0.12"]);
+        for (can, mend) in [
+            (XdpTransmit::No, "set node.xdp_mode = \"generic\""),
+            (XdpTransmit::WithProgram, "add \"br0\" to node.interfaces"),
+        ] {
+            let findings = judge(&service, &through(can));
+            let [finding] = findings.as_slice() else {
+                panic!("one for both backends: {findings:?}")
+            };
+            assert_eq!(finding.severity, Severity::Error);
+            assert!(finding.mend.starts_with(mend), "{finding:?}");
+            let generic = judge_in(XdpMode::Generic, &service, &through(can));
+            assert_eq!(generic.len(), 1, "{generic:?}");
+            assert_eq!(generic[0].severity, Severity::Ok);
+        }
+        assert_eq!(judge(&service, &through(XdpTransmit::Yes)).len(), 1);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::api::dto::{AdminChange, BackendAdd, BackendDetail, WeightChange};
 use crate::model::{Admin, BackendSpec, Health};
 
 /// List backends; add, remove, drain, activate, disable and weigh them
+///
+/// Changes are kept on disk and survive reloads and restarts; `sluice diff` lists them, `sluice reset` drops them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Taking a backend out for maintenance:

@@ -10,6 +10,8 @@ use crate::api::dto::Changed;
 use crate::{config, dataplane};
 
 /// Read the configuration file again; on any error the state loaded before keeps running
+///
+/// Run-time changes stay, as far as the file still has what they are about; the log names those that go.
 #[derive(Debug, Args)]
 pub struct ReloadArgs {
     #[command(flatten)]

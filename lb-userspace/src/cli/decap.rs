@@ -16,7 +16,8 @@ use crate::model::XdpMode;
 #[command(after_help = "\
 Examples:
   sudo sluice decap --interface eth0
-  sudo sluice decap --interface eth0 --xdp-mode generic --allow 10.0.0.11 --allow 2001:db8::11")]
+  sudo sluice decap --interface eth0 --xdp-mode generic --allow 10.0.0.11 --allow 2001:db8::11
+  sudo sluice decap --interface eth0 --from 10.0.0.2 10.0.0.3")]
 pub struct DecapArgs {
     /// The interface on which packets from the balancers arrive
     #[arg(long, value_name = "IF")]
@@ -28,6 +29,10 @@ pub struct DecapArgs {
     /// address of the interface
     #[arg(long, value_name = "ADDRESS", value_parser = address::ip, num_args = 1..)]
     allow: Vec<IpAddr>,
+    /// Take tunnel packets from these outer sources only (the balancers' addresses; repeat it); without it, from every
+    /// source
+    #[arg(long, value_name = "ADDRESS", value_parser = address::ip, num_args = 1..)]
+    from: Vec<IpAddr>,
     #[command(flatten)]
     log: log::LogArgs,
 }
@@ -45,6 +50,6 @@ fn parse_mode(text: &str) -> Result<XdpMode, String> {
 
 pub fn run(args: DecapArgs) -> Result<(), Failure> {
     log::start(&args.log)?;
-    let decap = dataplane::decap::run(&args.interface, args.xdp_mode, args.allow);
+    let decap = dataplane::decap::run(&args.interface, args.xdp_mode, args.allow, args.from);
     Ok(wait(decap)??)
 }

@@ -11,6 +11,7 @@ mod control;
 mod decap;
 mod log;
 mod output;
+mod overlay;
 mod run;
 mod service;
 mod status;
@@ -52,6 +53,7 @@ Examples:
   sluice backend list web                      Who serves `web`, and how much?
   sluice backend drain web 10.0.0.12 --reason 'kernel update'
   sluice backend activate web 10.0.0.12
+  sluice diff                                  What differs from the configuration file?
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the daemon cannot be reached.";
 
@@ -62,6 +64,9 @@ enum Verb {
     Status(status::StatusArgs),
     Service(service::ServiceArgs),
     Backend(backend::BackendArgs),
+    Diff(overlay::DiffArgs),
+    Reset(overlay::ResetArgs),
+    Save(overlay::SaveArgs),
     Reload(control::ReloadArgs),
     Decap(decap::DecapArgs),
     Detach(control::DetachArgs),
@@ -152,6 +157,9 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(args, &socket.client()),
         Verb::Service(args) => service::run(args, &socket.client()),
         Verb::Backend(args) => backend::run(args, &socket.client()),
+        Verb::Diff(args) => overlay::diff(args, &socket.client()),
+        Verb::Reset(args) => overlay::reset(args, &socket.client()),
+        Verb::Save(args) => overlay::save(args, &socket.client()),
         Verb::Reload(args) => control::reload(args, &socket.client()),
         Verb::Decap(args) => decap::run(args),
         Verb::Detach(args) => control::detach(args, socket),

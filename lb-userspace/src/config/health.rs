@@ -9,7 +9,7 @@ use crate::model::{HealthSpec, ProbeKind, Protocol};
 const INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3_600);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
-const DEFAULT_EXPECT: (u16, u16) = (200, 399);
+pub(super) const DEFAULT_EXPECT: (u16, u16) = (200, 399);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {

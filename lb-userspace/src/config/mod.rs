@@ -14,6 +14,7 @@ mod raw;
 mod read;
 mod resolve;
 mod service;
+mod write;
 
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use crate::model::{Config, ServiceSpec};
 use error::Problems;
 
 pub use service::unusable;
+pub use write::{service_to_json, to_toml};
 
 /// Reads and checks the file at `path`.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {

@@ -9,7 +9,7 @@ use crate::api::dto::{
 use crate::config;
 use crate::dataplane;
 use crate::model::BackendSpec;
-use crate::state::{AdminRecord, ChangeError, Effective, Overlay};
+use crate::state::{AdminRecord, ChangeError, Effective, Overlay, Stamp};
 
 use super::owner::{Ending, Owner};
 
@@ -68,6 +68,11 @@ impl Owner {
             } => {
                 drop(reply.send(self.backend_weight(&caller, &service, address, &change)));
             }
+            Command::Overlay(reply) => drop(reply.send(Ok(self.overlay_diff()))),
+            Command::OverlayReset { caller, reply } => {
+                drop(reply.send(self.overlay_reset(&caller)))
+            }
+            Command::Config(reply) => drop(reply.send(self.merged_file())),
             Command::Reload(reply) => {
                 let result = self
                     .reload()
@@ -119,7 +124,7 @@ impl Owner {
                     spec.name
                 )));
             }
-            overlay.add_service(spec)
+            overlay.add_service(spec, stamp(caller))
         })
     }
 
@@ -127,7 +132,7 @@ impl Owner {
         self.change(
             caller,
             format!("service {name:?} is removed"),
-            |overlay, file, _| overlay.remove_service(name, file),
+            |overlay, file, _| overlay.remove_service(name, file, stamp(caller)),
         )
     }
 
@@ -157,6 +162,7 @@ impl Owner {
                     address: add.address,
                     weight,
                 },
+                stamp(caller),
             )
         })
     }
@@ -172,7 +178,8 @@ impl Owner {
             format!("backend {address} is removed from {service:?}"),
             |overlay, _, services| {
                 let service = find_backend(services, service, address)?;
-                overlay.remove_backend(service, address)
+                overlay.remove_backend(service, address, stamp(caller));
+                Ok(())
             },
         )
     }
@@ -199,14 +206,12 @@ impl Owner {
                 ..Changed::default()
             });
         }
+        let Stamp { by, at } = stamp(caller);
         let record = AdminRecord {
             admin: change.admin,
             reason: change.reason,
-            by: Some(caller.user.clone()),
-            at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .ok()
-                .map(|t| t.as_secs()),
+            by,
+            at,
         };
         self.change(caller, message, |overlay, _, services| {
             overlay.set_admin(find_backend(services, service, address)?, address, record);
@@ -231,6 +236,7 @@ impl Owner {
                 find_backend(services, service, address)?,
                 address,
                 change.weight,
+                stamp(caller),
             );
             Ok(())
         })
@@ -259,16 +265,32 @@ impl Owner {
                 message: format!("{} already", answer.message),
                 ..answer
             }),
-            Err(error) => Err(match error.downcast::<ChangeError>() {
-                Ok(ChangeError::NotFound(text)) => ApiError::NotFound(text),
-                Ok(ChangeError::Conflict(text)) => ApiError::Conflict(text),
-                Ok(ChangeError::Invalid(text)) => ApiError::Invalid(text),
-                Err(error) => match error.downcast::<crate::plan::PlanError>() {
-                    Ok(error) => ApiError::Conflict(error.to_string()),
-                    Err(error) => ApiError::Failed(format!("{error:#}")),
-                },
-            }),
+            Err(error) => Err(refusal(error)),
         }
+    }
+}
+
+/// Why a commit came to nothing.
+pub(super) fn refusal(error: anyhow::Error) -> ApiError {
+    match error.downcast::<ChangeError>() {
+        Ok(ChangeError::NotFound(text)) => ApiError::NotFound(text),
+        Ok(ChangeError::Conflict(text)) => ApiError::Conflict(text),
+        Ok(ChangeError::Invalid(text)) => ApiError::Invalid(text),
+        Err(error) => match error.downcast::<crate::plan::PlanError>() {
+            Ok(error) => ApiError::Conflict(error.to_string()),
+            Err(error) => ApiError::Failed(format!("{error:#}")),
+        },
+    }
+}
+
+/// Who asks, and that it is now.
+fn stamp(caller: &Caller) -> Stamp {
+    Stamp {
+        by: Some(caller.user.clone()),
+        at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()
+            .map(|t| t.as_secs()),
     }
 }
 

@@ -4,10 +4,12 @@
 
 mod commands;
 mod kernel_log;
+mod overlay;
 mod owner;
 mod reload;
 mod report;
 mod seed;
+pub mod store;
 
 use std::path::PathBuf;
 
@@ -55,6 +57,7 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
         })?),
         None => None,
     };
+    let restored = overlay::restore(&config)?;
     let hash_seed = seed::obtain(&config.node)?;
     let mut plane = KernelDataPlane::load(&hash_seed, &config.capacity)?;
     kernel_log::start(plane.object())?;
@@ -86,7 +89,15 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     });
 
     tracing::info!(config = %config_path.display(), socket = %config.socket.display(), "started");
-    let mut owner = Owner::new(config_path, config, plane, prober, next_hops, readiness);
+    let mut owner = Owner::new(
+        config_path,
+        config,
+        restored,
+        plane,
+        prober,
+        next_hops,
+        readiness,
+    );
     let inputs = owner::Inputs {
         health,
         hops,
@@ -110,13 +121,6 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
             "{name}: ending; the data path goes on forwarding (`sluice detach` takes it down)"
         ),
         Ending::Detached => tracing::info!("detached: ending"),
-    }
-    match owner.run_time_changes() {
-        0 => {}
-        n => tracing::warn!(
-            "{n} run-time changes (services, backends, drains, weights) are forgotten: they are kept in memory only; what is to last \
-             belongs in the file"
-        ),
     }
     stop.cancel();
     // Open requests are answered (bounded by the servers) before the process ends.

@@ -22,6 +22,9 @@ use crate::netlink::{NextHopEvent, NextHopsHandle};
 use crate::plan::Installed;
 use crate::state::{BackendRef, State};
 
+use super::overlay::Restored;
+use super::store::Store;
+
 /// How long the first attachment waits for first verdicts beyond the longest probe timeout: probes start within 0.2 s, next hops
 /// are known within 0.5 s.
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
@@ -55,6 +58,8 @@ pub struct Owner {
     pub(super) config_error: Option<String>,
     pub(super) started: Instant,
     pub(super) state: State,
+    /// Run-time changes on disk: what `state` has, whenever a change has been answered.
+    pub(super) store: Store,
     pub(super) installed: Installed,
     pub(super) plane: KernelDataPlane,
     pub(super) prober: ProberHandle,
@@ -76,6 +81,7 @@ impl Owner {
     pub fn new(
         config_path: PathBuf,
         config: Config,
+        Restored { state, store }: Restored,
         plane: KernelDataPlane,
         prober: ProberHandle,
         next_hops: NextHopsHandle,
@@ -97,7 +103,8 @@ impl Owner {
             config_loaded: SystemTime::now(),
             config_error: None,
             started: Instant::now(),
-            state: State::new(&config),
+            state,
+            store,
             installed: Installed::new(config.capacity),
             config,
             plane,
@@ -163,10 +170,6 @@ impl Owner {
             self.settle();
             wake = self.wake_at();
         }
-    }
-
-    pub fn run_time_changes(&self) -> usize {
-        self.state.run_time_changes()
     }
 
     /// The next moment something is due without an event.
@@ -309,7 +312,15 @@ impl Owner {
     /// Tells probes and netlink what to look at.
     pub(super) fn watch(&mut self) {
         self.targets = self.state.probe_targets();
-        self.prober.watch(self.targets.keys().cloned().collect());
+        // A probe whose settings changed goes on from what the old one found.
+        self.prober
+            .watch_from(self.targets.iter().map(|(target, backends)| {
+                let known = backends
+                    .iter()
+                    .filter_map(|(service, address)| self.state.observed(service, *address))
+                    .map(|observed| (observed.health, observed.reason.clone()));
+                (target.clone(), crate::health::agreed(known))
+            }));
         self.next_hops.watch(self.state.addresses());
         // A target that was probed for another service has its verdict already.
         for (target, backends) in &self.targets {
@@ -341,17 +352,31 @@ impl Owner {
         self.state.set_next_hop(event.address, event.state);
     }
 
-    /// Changes state by `change`, and the data plane with it; or neither. `change` returns a sentence about what it did, and
-    /// whether it did anything.
+    /// Changes state by `change`, the data plane and the stored overlay with it; or none of them. `change` returns a sentence
+    /// about what it did, and whether it did anything.
     pub(super) fn commit(
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(String, bool)>,
     ) -> Result<Changed> {
         let before = self.state.clone();
         let config = self.config.clone();
+        let mut applied = false;
         let result = change(self).and_then(|(message, changed)| {
+            // A full disk shows here, before a slot has moved.
+            let prepared =
+                tokio::task::block_in_place(|| self.store.prepare(self.state.overlay()))?;
             self.watch();
-            let moves = self.apply()?;
+            let moves = match self.apply() {
+                Ok(moves) => moves,
+                Err(error) => {
+                    prepared.into_iter().for_each(|p| self.store.discard(p));
+                    return Err(error);
+                }
+            };
+            applied = true;
+            if let Some(prepared) = prepared {
+                tokio::task::block_in_place(|| self.store.commit(prepared))?;
+            }
             Ok((message, changed, moves))
         });
         match result {
@@ -362,11 +387,31 @@ impl Owner {
                 slots_moved_in_excess: moves.excess,
             }),
             Err(error) => {
-                self.state = before;
-                self.config = config;
-                self.watch();
+                self.roll_back(before, config, applied);
                 Err(error)
             }
+        }
+    }
+
+    pub(super) fn roll_back(&mut self, before: State, config: Config, applied: bool) {
+        let node_changed = self.config.node != config.node;
+        self.state = before;
+        self.config = config;
+        self.watch();
+        if node_changed && !self.attachments.is_empty() {
+            let old = self.config.clone();
+            self.attach_error = self.attach(&old).err().map(|error| format!("{error:#}"));
+        }
+        if !applied {
+            return;
+        }
+        if let Err(error) = self.apply() {
+            tracing::error!("a refused change is still in the data plane: {error:#}");
+        }
+        // The document may be the new one already; if this fails too, the next change writes it.
+        let overlay = self.state.overlay();
+        if let Err(error) = tokio::task::block_in_place(|| self.store.save(overlay)) {
+            tracing::error!("a refused change may come back with a restart: {error:#}");
         }
     }
 

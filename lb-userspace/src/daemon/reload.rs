@@ -36,8 +36,9 @@ impl Owner {
         unchangeable(&self.config, &config)?;
         super::require_interfaces(&config)?;
         let before = (self.state.clone(), self.config.clone());
+        let mut lost = Vec::new();
         let changed = self.commit(|owner| {
-            owner.state.reload(&config)?;
+            lost = owner.state.reload(&config)?;
             let changed = config != owner.config;
             owner.config = config;
             let message = if changed {
@@ -51,14 +52,12 @@ impl Owner {
         let attached = !self.attachments.is_empty();
         if attached && let Err(error) = self.attach(&self.config.clone()) {
             // Some interfaces may have got the program; the old set, and all else that was, is what stays.
-            (self.state, self.config) = before;
-            self.watch();
-            self.attach_error = self
-                .attach(&self.config.clone())
-                .err()
-                .map(|error| format!("{error:#}"));
-            self.apply()?;
+            let (state, config) = before;
+            self.roll_back(state, config, true);
             return Err(error);
+        }
+        for loss in lost {
+            tracing::warn!("a run-time change is dropped: {loss}");
         }
         Ok(changed)
     }

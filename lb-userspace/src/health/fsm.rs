@@ -34,6 +34,15 @@ impl Fsm {
         }
     }
 
+    /// As [`Fsm::new`], but of a target whose health is known already: rise and fall count from there, and the first result
+    /// decides nothing by itself. With [`Health::Unknown`] the same as `new`.
+    pub fn starting_from(rise: u32, fall: u32, health: Health) -> Self {
+        Self {
+            health,
+            ..Self::new(rise, fall)
+        }
+    }
+
     pub fn health(&self) -> Health {
         self.health
     }
@@ -87,6 +96,21 @@ mod tests {
     fn first_result_decides_at_once() {
         assert_eq!(Fsm::new(5, 5).record(true), Some(Health::Up));
         assert_eq!(Fsm::new(5, 5).record(false), Some(Health::Down));
+    }
+
+    #[test]
+    fn what_is_known_is_not_overturned_by_the_first_result() {
+        let mut up = Fsm::starting_from(2, 3, Health::Up);
+        assert_eq!(
+            [false, false, false].map(|result| up.record(result)),
+            [None, None, Some(Health::Down)]
+        );
+        let mut down = Fsm::starting_from(2, 3, Health::Down);
+        assert_eq!(
+            [true, true].map(|result| down.record(result)),
+            [None, Some(Health::Up)]
+        );
+        assert_eq!(Fsm::starting_from(2, 3, Health::Unknown), Fsm::new(2, 3));
     }
 
     #[test]

@@ -36,3 +36,26 @@ pub struct HealthEvent {
     /// What the deciding probe said, for example `HTTP 503`, `connection refused`, `no answer within 1s`.
     pub reason: String,
 }
+
+/// What is known of a target by what is known of the backends behind it: one of the verdicts when all agree.
+pub fn agreed(known: impl IntoIterator<Item = (Health, String)>) -> Option<(Health, String)> {
+    let mut known = known.into_iter();
+    let first = known.next()?;
+    known.all(|(health, _)| health == first.0).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_that_disagree_say_nothing_of_their_common_target() {
+        let verdicts = |healths: &[Health]| {
+            agreed(healths.iter().map(|&health| (health, health.to_string())))
+                .map(|(health, _)| health)
+        };
+        assert_eq!(verdicts(&[]), None);
+        assert_eq!(verdicts(&[Health::Up, Health::Up]), Some(Health::Up));
+        assert_eq!(verdicts(&[Health::Up, Health::Down]), None);
+    }
+}

@@ -87,26 +87,45 @@ impl ProberHandle {
     ///
     /// An event of a target that has just vanished may still be in the channel.
     pub fn watch(&self, targets: HashSet<ProbeTarget>) {
+        self.watch_from(targets.into_iter().map(|target| (target, None)));
+    }
+
+    /// As [`ProberHandle::watch`], with what is known of the backends behind a target: its health and what the probe said.
+    /// A new target starts there, and rise and fall count from there, so that a reload that changes a probe's settings does
+    /// not let one slow answer take a healthy backend out. Where nothing is known the first result decides.
+    pub fn watch_from(
+        &self,
+        targets: impl IntoIterator<Item = (ProbeTarget, Option<(Health, String)>)>,
+    ) {
+        let targets: HashMap<_, _> = targets.into_iter().collect();
         let mut watched = lock(&self.watched);
-        watched.retain(|target, _| targets.contains(target));
-        for target in targets {
-            watched.entry(target).or_insert_with_key(|target| {
-                let record = Arc::new(Mutex::new(Record {
-                    fsm: Fsm::new(target.rise, target.fall),
-                    said: "not probed yet".into(),
-                    since: Instant::now(),
-                    statistics: ProbeStatistics::new(target.clone()),
-                }));
-                let task = run(
-                    target.clone(),
-                    Arc::clone(&record),
-                    Arc::clone(&self.shared),
-                );
-                Watched {
-                    record,
-                    _task: AbortOnDropHandle::new(self.runtime.spawn(task)),
-                }
-            });
+        watched.retain(|target, _| targets.contains_key(target));
+        for (target, known) in targets {
+            watched
+                .entry(target)
+                .or_insert_with_key(|target| self.start(target, known));
+        }
+    }
+
+    fn start(&self, target: &ProbeTarget, known: Option<(Health, String)>) -> Watched {
+        let (health, said) = known
+            // What is no longer probed counts as up, whatever its probes said.
+            .filter(|_| target.kind != ProbeKind::None)
+            .unwrap_or_else(|| (Health::Unknown, "not probed yet".into()));
+        let record = Arc::new(Mutex::new(Record {
+            fsm: Fsm::starting_from(target.rise, target.fall, health),
+            said,
+            since: Instant::now(),
+            statistics: ProbeStatistics::new(target.clone()),
+        }));
+        let task = run(
+            target.clone(),
+            Arc::clone(&record),
+            Arc::clone(&self.shared),
+        );
+        Watched {
+            record,
+            _task: AbortOnDropHandle::new(self.runtime.spawn(task)),
         }
     }
 

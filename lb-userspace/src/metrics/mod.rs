@@ -228,7 +228,7 @@ fn backends(out: &mut DescriptorEncoder, samples: &[BackendSample]) -> fmt::Resu
     let mut family = counter(
         out,
         "sluice_backend_flows",
-        "New flows forwarded to the backend, counted at their opening packet (TCP: the SYN)",
+        "New TCP flows forwarded to the backend, counted at their opening packet (the SYN); always 0 for UDP services",
     )?;
     for sample in samples {
         count(&mut family.encode_family(&labels(sample))?, sample.flows)?;

@@ -120,6 +120,7 @@ pub fn decide(
             mtu: mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
             source,
             on_link: gateway.is_none(),
+            xdp_transmit: link.xdp_transmit,
         };
         return Verdict::Known {
             next_hop,
@@ -168,6 +169,7 @@ mod tests {
             loopback: false,
             mtu: 1500,
             mac: Some([2, 0, 0, 0, 0, 1]),
+            xdp_transmit: super::super::XdpTransmit::Yes,
         };
         Host {
             links: HashMap::from([(2, link)]),

@@ -12,7 +12,9 @@ use futures::{Stream, StreamExt, TryStreamExt, pin_mut};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -22,6 +24,9 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Error, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio_util::task::AbortOnDropHandle;
+
+use super::XdpTransmit;
+use super::features::Features;
 
 /// The kernel answers in microseconds; what takes longer than this will not come.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +45,8 @@ pub struct Link {
     pub mtu: u32,
     /// `None` when the interface is not Ethernet.
     pub mac: Option<[u8; 6]>,
+    /// By the kind of link, until [`Kernel::links`] asked the kernel.
+    pub xdp_transmit: XdpTransmit,
 }
 
 /// An entry of the neighbour table is named by interface and address.
@@ -82,6 +89,7 @@ pub struct Found {
 /// A connection for questions.
 pub struct Kernel {
     handle: Handle,
+    features: Option<Features>,
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -92,6 +100,7 @@ impl Kernel {
             rtnetlink::new_connection().context("cannot open a netlink socket")?;
         Ok(Self {
             handle,
+            features: Features::open(),
             _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
         })
     }
@@ -101,10 +110,18 @@ impl Kernel {
         let dump = collect(self.handle.link().get().execute())
             .await
             .context("cannot list interfaces")?;
-        Ok(dump
+        let mut links: HashMap<u32, Link> = dump
             .iter()
             .map(|message| (message.header.index, link(message)))
-            .collect())
+            .collect();
+        // Without an answer the kind of link has to do.
+        let told = self.features.as_ref().map(Features::all);
+        for (ifindex, xdp_transmit) in told.transpose().unwrap_or_default().unwrap_or_default() {
+            if let Some(link) = links.get_mut(&ifindex) {
+                link.xdp_transmit = xdp_transmit;
+            }
+        }
+        Ok(links)
     }
 
     /// The whole neighbour table. One dump is cheaper than a question per address from a few dozen addresses on.
@@ -282,9 +299,11 @@ fn link(message: &LinkMessage) -> Link {
         loopback: flags.contains(LinkFlags::Loopback),
         mtu: 0,
         mac: None,
+        xdp_transmit: XdpTransmit::Unknown,
     };
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::LinkInfo(infos) => link.xdp_transmit = by_kind(infos),
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(mac)
@@ -296,6 +315,29 @@ fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// What a link's kind says of transmitting XDP frames: devices stacked on others cannot.
+fn by_kind(infos: &[LinkInfo]) -> XdpTransmit {
+    let stacked = infos.iter().any(|info| {
+        matches!(
+            info,
+            LinkInfo::Kind(
+                InfoKind::Bridge
+                    | InfoKind::Vlan
+                    | InfoKind::MacVlan
+                    | InfoKind::MacVtap
+                    | InfoKind::IpVlan
+                    | InfoKind::Vxlan
+                    | InfoKind::Dummy
+            )
+        )
+    });
+    if stacked {
+        XdpTransmit::No
+    } else {
+        XdpTransmit::Unknown
+    }
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
@@ -398,4 +440,19 @@ fn route(message: &RouteMessage) -> Route {
         mtu: mtu.filter(|&mtu| mtu > 0),
         encapsulated,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacked_links_transmit_no_xdp_frames() {
+        for kind in [InfoKind::Bridge, InfoKind::Vlan, InfoKind::Dummy] {
+            assert_eq!(by_kind(&[LinkInfo::Kind(kind)]), XdpTransmit::No);
+        }
+        for infos in [vec![], vec![LinkInfo::Kind(InfoKind::Veth)]] {
+            assert_eq!(by_kind(&infos), XdpTransmit::Unknown);
+        }
+    }
 }

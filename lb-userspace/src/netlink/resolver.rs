@@ -209,7 +209,13 @@ impl Resolver {
                 self.neighbours.remove(&key);
                 self.needed.contains(&key)
             }
-            Change::Link(ifindex, Some(new)) => {
+            Change::Link(ifindex, Some(mut new)) => {
+                // Whether it transmits XDP frames is not in the event: what was told stands until the next dump, and a
+                // link that is new needs one.
+                match self.links.get(&ifindex) {
+                    Some(old) => new.xdp_transmit = old.xdp_transmit,
+                    None => self.reload = true,
+                }
                 if self.links.get(&ifindex) == Some(&new) {
                     return false;
                 }

@@ -3,7 +3,10 @@
 //! Pure: no clock but the one passed in, no IO. Owns: who is eligible, and why not. Does not own: how the data plane gets there
 //! (`plan`).
 
+mod document;
 mod eligible;
+mod fit;
+mod merge;
 mod overlay;
 
 use std::collections::{HashMap, HashSet};
@@ -15,8 +18,10 @@ use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
-pub use eligible::{eligibility, only_down, route};
-pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay};
+pub use document::DocumentError;
+pub use eligible::{Mute, eligibility, only_down, route, transmits};
+pub use merge::{Change, Difference};
+pub use overlay::{AdminRecord, ChangeError, Effective, EffectiveBackend, Origin, Overlay, Stamp};
 
 /// What is known of one backend's health.
 #[derive(Clone, Debug)]
@@ -43,29 +48,41 @@ pub struct State {
 }
 
 impl State {
+    /// The file alone, as without any run-time change.
     pub fn new(config: &Config) -> Self {
-        let mut state = Self {
+        Self::restore(config, Overlay::default()).0
+    }
+
+    /// The file with run-time changes of an earlier daemon upon it. Those that the file leaves no place for are dropped: the
+    /// second value says which, a sentence each.
+    pub fn restore(config: &Config, mut overlay: Overlay) -> (Self, Vec<String>) {
+        let lost = overlay.fit(&config.services, config.capacity);
+        let effective = overlay
+            .merge(&config.services)
+            .expect("a fitted overlay does not conflict with a checked file");
+        let state = Self {
             node: config.node.clone(),
             file: config.services.clone(),
-            overlay: Overlay::default(),
-            effective: Vec::new(),
+            overlay,
+            effective,
             health: HashMap::new(),
             next_hops: HashMap::new(),
         };
-        state.effective = state
-            .overlay
-            .merge(&state.file)
-            .expect("without run-time changes nothing conflicts with a checked file");
-        state
+        (state, lost)
     }
 
     pub fn services(&self) -> &[Effective] {
         &self.effective
     }
 
-    /// How many things operators changed at run time.
-    pub fn run_time_changes(&self) -> usize {
-        self.overlay.changes()
+    /// What operators changed at run time.
+    pub const fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// In what all of this differs from the file.
+    pub fn differences(&self) -> Vec<Difference> {
+        self.overlay.differences(&self.file)
     }
 
     pub fn service(&self, name: &str) -> Option<&Effective> {
@@ -74,16 +91,29 @@ impl State {
             .find(|service| service.spec.name == name)
     }
 
-    /// Puts another file in the place of the old one; run-time changes, health and next hops stay.
-    pub fn reload(&mut self, config: &Config) -> Result<(), ChangeError> {
+    /// Puts another file in the place of the old one; run-time changes, health and next hops stay. Returns which run-time
+    /// changes are dropped, because the file no longer has what they were about, a sentence each.
+    pub fn reload(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let mut overlay = self.overlay.clone();
-        overlay.forget_undeclared(&config.services);
+        let lost = overlay.forget_undeclared(&config.services);
         let effective = overlay.merge(&config.services)?;
         self.overlay = overlay;
         self.node = config.node.clone();
         self.file = config.services.clone();
         self.adopt(effective);
-        Ok(())
+        Ok(lost)
+    }
+
+    /// Drops every run-time change. Returns what differed from the file.
+    pub fn reset(&mut self) -> Vec<Difference> {
+        let dropped = self.differences();
+        self.overlay = Overlay::default();
+        let effective = self
+            .overlay
+            .merge(&self.file)
+            .expect("without run-time changes nothing conflicts with a checked file");
+        self.adopt(effective);
+        dropped
     }
 
     /// Makes a run-time change, or none at all. `change` edits a copy of the overlay. `false`: it was so already.
@@ -93,6 +123,8 @@ impl State {
     ) -> Result<bool, ChangeError> {
         let mut overlay = self.overlay.clone();
         change(&mut overlay, &self.file, &self.effective)?;
+        // What is as the file says is the file's again. Nothing else can go: a change concerns what is declared.
+        overlay.forget_undeclared(&self.file);
         let effective = overlay.merge(&self.file)?;
         let changed = effective != self.effective;
         if changed {

@@ -1,9 +1,10 @@
-//! What operators changed at run time, and how it lies over the file.
+//! What operators changed at run time, and the ways to change it. How it lies over the file is `merge`'s, what of it a new
+//! file leaves standing is `fit`'s.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{Admin, BackendSpec, ServiceKey, ServiceSpec};
+use crate::model::{Admin, BackendSpec, ServiceSpec};
 
 /// Who declared a service or backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,14 @@ impl Origin {
             Self::Runtime => "runtime",
         }
     }
+}
+
+/// Who changed something, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    pub by: Option<String>,
+    /// Seconds since the Unix epoch.
+    pub at: Option<u64>,
 }
 
 /// The operator's last word on a backend: what, why, who, when.
@@ -68,102 +77,54 @@ pub enum ChangeError {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Presence {
-    /// As the file says.
-    Declared,
-    Added {
-        weight: u32,
-    },
-    Removed,
+pub(super) struct AddedService {
+    pub spec: ServiceSpec,
+    pub stamp: Stamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct BackendChange {
-    presence: Presence,
-    weight: Option<u32>,
-    admin: Option<AdminRecord>,
+pub(super) enum Presence {
+    /// As the service is declared.
+    Declared,
+    Added {
+        weight: u32,
+        stamp: Stamp,
+    },
+    Removed(Stamp),
 }
 
-/// Run-time changes. Held in memory: they survive a reload of the file, not a restart of the daemon.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BackendChange {
+    pub presence: Presence,
+    pub weight: Option<(u32, Stamp)>,
+    pub admin: Option<AdminRecord>,
+}
+
+impl BackendChange {
+    pub(super) const fn of(presence: Presence) -> Self {
+        Self {
+            presence,
+            weight: None,
+            admin: None,
+        }
+    }
+}
+
+/// Run-time changes. They survive a reload of the file and, stored (`document`), the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlay {
-    added: BTreeMap<String, ServiceSpec>,
-    /// Names of services of the file that were removed.
-    removed: Vec<String>,
-    backends: BTreeMap<(String, IpAddr), BackendChange>,
+    pub(super) added: BTreeMap<String, AddedService>,
+    /// Services of the file that were removed, by name.
+    pub(super) removed: BTreeMap<String, Stamp>,
+    pub(super) backends: BTreeMap<(String, IpAddr), BackendChange>,
 }
 
 impl Overlay {
-    /// The file with the overlay upon it.
-    ///
-    /// # Errors
-    /// When a service of the file collides with one added at run time.
-    pub fn merge(&self, file: &[ServiceSpec]) -> Result<Vec<Effective>, ChangeError> {
-        let kept = file
-            .iter()
-            .filter(|spec| !self.removed.contains(&spec.name))
-            .map(|spec| (spec, Origin::File));
-        let added = self.added.values().map(|spec| (spec, Origin::Runtime));
-        let mut names: HashMap<&str, Origin> = HashMap::new();
-        let mut keys: HashMap<ServiceKey, &str> = HashMap::new();
-        let mut services = Vec::new();
-        for (spec, origin) in kept.chain(added) {
-            if names.insert(&spec.name, origin).is_some() {
-                return Err(ChangeError::Conflict(format!(
-                    "service {:?} is in the file and was also added at run time; remove the added one first: `sluice service remove {}`",
-                    spec.name, spec.name
-                )));
-            }
-            if let Some(other) = keys.insert(spec.key, &spec.name) {
-                return Err(ChangeError::Conflict(format!(
-                    "service {:?} wants {}, which service {other:?} has already; choose another address, port or protocol for one of them, or remove one",
-                    spec.name, spec.key
-                )));
-            }
-            services.push(Effective {
-                spec: spec.clone(),
-                origin,
-                backends: self.merge_backends(spec),
-            });
-        }
-        Ok(services)
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.backends.is_empty()
     }
 
-    fn merge_backends(&self, spec: &ServiceSpec) -> Vec<EffectiveBackend> {
-        let change = |address| self.backends.get(&(spec.name.clone(), address));
-        let make = |address, weight, origin, change: Option<&BackendChange>| EffectiveBackend {
-            address,
-            weight: change.and_then(|c| c.weight).unwrap_or(weight),
-            admin: change.and_then(|c| c.admin.clone()).unwrap_or_default(),
-            origin,
-        };
-        let mut backends: Vec<_> = spec
-            .backends
-            .iter()
-            .filter_map(|backend| {
-                let change = change(backend.address);
-                let gone = change.is_some_and(|c| c.presence == Presence::Removed);
-                (!gone).then(|| make(backend.address, backend.weight, Origin::File, change))
-            })
-            .collect();
-        for ((service, address), change) in &self.backends {
-            let declared = spec.backends.iter().any(|b| b.address == *address);
-            if let Presence::Added { weight } = change.presence
-                && *service == spec.name
-                && !declared
-            {
-                backends.push(make(*address, weight, Origin::Runtime, Some(change)));
-            }
-        }
-        backends
-    }
-
-    /// How many things differ from the file.
-    pub fn changes(&self) -> usize {
-        self.added.len() + self.removed.len() + self.backends.len()
-    }
-
-    pub fn add_service(&mut self, spec: ServiceSpec) -> Result<(), ChangeError> {
+    pub fn add_service(&mut self, spec: ServiceSpec, stamp: Stamp) -> Result<(), ChangeError> {
         // A service of the file that was removed and comes back with other settings is an added one; its name stays removed.
         if self.added.contains_key(&spec.name) {
             return Err(ChangeError::Conflict(format!(
@@ -172,50 +133,33 @@ impl Overlay {
             )));
         }
         self.forget_backends(&spec.name);
-        self.added.insert(spec.name.clone(), spec);
+        self.added
+            .insert(spec.name.clone(), AddedService { spec, stamp });
         Ok(())
     }
 
-    pub fn remove_service(&mut self, name: &str, file: &[ServiceSpec]) -> Result<(), ChangeError> {
+    pub fn remove_service(
+        &mut self,
+        name: &str,
+        file: &[ServiceSpec],
+        stamp: Stamp,
+    ) -> Result<(), ChangeError> {
         let was_added = self.added.remove(name).is_some();
         let in_file = file.iter().any(|spec| spec.name == name);
-        let hidden = self.removed.iter().any(|removed| removed == name);
+        let hidden = self.removed.contains_key(name);
         if !was_added && (!in_file || hidden) {
             return Err(ChangeError::NotFound(format!(
                 "there is no service {name:?}"
             )));
         }
         if in_file && !hidden {
-            self.removed.push(name.to_owned());
+            self.removed.insert(name.to_owned(), stamp);
         }
         self.forget_backends(name);
         Ok(())
     }
 
-    /// Forgets what was said of services and backends that `file`, newly read, does not declare (any more): whoever declares
-    /// them again means something new. What was added at run time and stands in the file now is the file's.
-    pub(super) fn forget_undeclared(&mut self, file: &[ServiceSpec]) {
-        self.removed
-            .retain(|name| file.iter().any(|spec| spec.name == *name));
-        let services: HashMap<&str, &ServiceSpec> = file
-            .iter()
-            .filter(|spec| !self.removed.contains(&spec.name))
-            .chain(self.added.values())
-            .map(|spec| (spec.name.as_str(), spec))
-            .collect();
-        self.backends.retain(|(name, address), change| {
-            let Some(spec) = services.get(name.as_str()) else {
-                return false;
-            };
-            let declared = spec.backends.iter().any(|b| b.address == *address);
-            if declared && matches!(change.presence, Presence::Added { .. }) {
-                change.presence = Presence::Declared;
-            }
-            declared || matches!(change.presence, Presence::Added { .. })
-        });
-    }
-
-    fn forget_backends(&mut self, service: &str) {
+    pub(super) fn forget_backends(&mut self, service: &str) {
         self.backends.retain(|(name, _), _| name != service);
     }
 
@@ -223,6 +167,7 @@ impl Overlay {
         &mut self,
         service: &Effective,
         backend: &BackendSpec,
+        stamp: Stamp,
     ) -> Result<(), ChangeError> {
         let name = &service.spec.name;
         if service.backend(backend.address).is_some() {
@@ -231,55 +176,35 @@ impl Overlay {
                 backend.address
             )));
         }
-        let declared = service
-            .spec
-            .backends
-            .iter()
-            .any(|b| b.address == backend.address);
         // One of the file's that was removed comes back, with the weight asked for now.
-        let change = if declared {
+        let change = if declares(&service.spec, backend.address) {
             BackendChange {
-                presence: Presence::Declared,
-                weight: Some(backend.weight),
-                admin: None,
+                weight: Some((backend.weight, stamp)),
+                ..BackendChange::of(Presence::Declared)
             }
         } else {
-            BackendChange {
-                presence: Presence::Added {
-                    weight: backend.weight,
-                },
-                weight: None,
-                admin: None,
-            }
+            BackendChange::of(Presence::Added {
+                weight: backend.weight,
+                stamp,
+            })
         };
         self.backends
             .insert((name.clone(), backend.address), change);
         Ok(())
     }
 
-    pub fn remove_backend(
-        &mut self,
-        service: &Effective,
-        address: IpAddr,
-    ) -> Result<(), ChangeError> {
+    pub fn remove_backend(&mut self, service: &Effective, address: IpAddr, stamp: Stamp) {
         let key = (service.spec.name.clone(), address);
-        if service.spec.backends.iter().any(|b| b.address == address) {
-            self.backends.insert(
-                key,
-                BackendChange {
-                    presence: Presence::Removed,
-                    weight: None,
-                    admin: None,
-                },
-            );
+        if declares(&service.spec, address) {
+            let change = BackendChange::of(Presence::Removed(stamp));
+            self.backends.insert(key, change);
         } else {
             self.backends.remove(&key);
         }
-        Ok(())
     }
 
-    pub fn set_weight(&mut self, service: &Effective, address: IpAddr, weight: u32) {
-        self.entry(service, address).weight = Some(weight);
+    pub fn set_weight(&mut self, service: &Effective, address: IpAddr, weight: u32, stamp: Stamp) {
+        self.entry(service, address).weight = Some((weight, stamp));
     }
 
     pub fn set_admin(&mut self, service: &Effective, address: IpAddr, record: AdminRecord) {
@@ -289,10 +214,11 @@ impl Overlay {
     fn entry(&mut self, service: &Effective, address: IpAddr) -> &mut BackendChange {
         self.backends
             .entry((service.spec.name.clone(), address))
-            .or_insert(BackendChange {
-                presence: Presence::Declared,
-                weight: None,
-                admin: None,
-            })
+            .or_insert(BackendChange::of(Presence::Declared))
     }
+}
+
+/// Whether the declaration itself names this backend.
+pub(super) fn declares(spec: &ServiceSpec, address: IpAddr) -> bool {
+    spec.backends.iter().any(|b| b.address == address)
 }

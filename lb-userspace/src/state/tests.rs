@@ -2,6 +2,7 @@
 
 mod changes;
 mod eligible;
+mod kept;
 mod observed;
 mod reloads;
 
@@ -81,6 +82,7 @@ fn hop() -> NextHop {
         mtu: 1_500,
         source: ip("192.0.2.1"),
         on_link: true,
+        xdp_transmit: crate::netlink::XdpTransmit::Yes,
     }
 }
 
@@ -104,6 +106,13 @@ fn up(state: &mut State, service: &str, address: &str, health: Health) -> usize 
     state
         .observe(&[backend], health, "refused", Instant::now())
         .len()
+}
+
+fn stamp() -> Stamp {
+    Stamp {
+        by: Some("ada".to_owned()),
+        at: Some(7),
+    }
 }
 
 fn record(admin: Admin) -> AdminRecord {
@@ -131,7 +140,7 @@ fn weigh(state: &mut State, service: &str, address: &str, weight: u32) -> bool {
     state
         .change(|overlay, _, services| {
             let service = services.iter().find(|s| s.spec.name == service).unwrap();
-            overlay.set_weight(service, ip(address), weight);
+            overlay.set_weight(service, ip(address), weight, stamp());
             Ok(())
         })
         .unwrap()
@@ -140,23 +149,24 @@ fn weigh(state: &mut State, service: &str, address: &str, weight: u32) -> bool {
 fn add(state: &mut State, service: &str, address: &str, weight: u32) -> Result<bool, ChangeError> {
     state.change(|overlay, _, services| {
         let service = services.iter().find(|s| s.spec.name == service).unwrap();
-        overlay.add_backend(service, &spec(address, weight))
+        overlay.add_backend(service, &spec(address, weight), stamp())
     })
 }
 
 fn remove(state: &mut State, service: &str, address: &str) -> Result<bool, ChangeError> {
     state.change(|overlay, _, services| {
         let service = services.iter().find(|s| s.spec.name == service).unwrap();
-        overlay.remove_backend(service, ip(address))
+        overlay.remove_backend(service, ip(address), stamp());
+        Ok(())
     })
 }
 
 fn add_service(state: &mut State, spec: ServiceSpec) -> Result<bool, ChangeError> {
-    state.change(|overlay, _, _| overlay.add_service(spec))
+    state.change(|overlay, _, _| overlay.add_service(spec, stamp()))
 }
 
 fn remove_service(state: &mut State, name: &str) -> Result<bool, ChangeError> {
-    state.change(|overlay, file, _| overlay.remove_service(name, file))
+    state.change(|overlay, file, _| overlay.remove_service(name, file, stamp()))
 }
 
 /// (address, weight, admin state, origin) of a service's backends.

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 
-use lb_userspace::api::dto::Changed;
+use lb_userspace::api::dto::{Changed, OverlayReset};
 
-use crate::served::Served;
+use crate::served::{MERGED, Served, overlay};
 use crate::{SLUICE, command, done, json, sluice};
 
 #[test]
@@ -125,6 +125,41 @@ fn changing_verbs_send_what_was_typed() {
     let arguments = ["backend", "weight", "web", "10.0.0.11", "7", "--json"];
     let changed: Changed = json(&served.socket, &arguments);
     assert_eq!((changed.changed, changed.slots_moved), (true, 341));
+}
+
+#[test]
+fn reset_says_what_it_dropped() {
+    let served = Served::start();
+    let text = done(&served.socket, &["reset"]);
+    for part in [
+        "kernel update",
+        "drops 2 run-time changes",
+        "341 slots moved",
+    ] {
+        assert!(text.contains(part), "{part} not in\n{text}");
+    }
+    let reset: OverlayReset = json(&served.socket, &["reset", "--json"]);
+    assert_eq!(reset.dropped, overlay().differences);
+    assert!(reset.changed.changed);
+}
+
+#[test]
+fn save_prints_or_writes_the_merged_file() {
+    let served = Served::start();
+    assert_eq!(done(&served.socket, &["save"]), MERGED);
+    let file = served.directory().join("sluice.toml");
+    std::fs::write(&file, "# mine\n").unwrap();
+    let text = done(&served.socket, &["save", "--to", file.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), MERGED);
+    let old = served.directory().join("sluice.toml.old");
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "# mine\n");
+    for part in ["Comments are lost", old.to_str().unwrap(), "sluice reload"] {
+        assert!(text.contains(part), "{part} not in\n{text}");
+    }
+    let nowhere = served.directory().join("no/such/file");
+    let said = sluice(&served.socket, &["save", "--to", nowhere.to_str().unwrap()]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("no/such/file"), "{}", said.stderr);
 }
 
 #[test]

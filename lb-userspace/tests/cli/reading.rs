@@ -128,6 +128,21 @@ fn reading_verbs_print_the_schema_of_the_socket() {
 }
 
 #[test]
+fn diff_is_a_table_and_json() {
+    let served = Served::start();
+    assert_eq!(
+        done(&served.socket, &["diff"]),
+        "\
+SERVICE  BACKEND    WHAT           FILE    NOW                    BY     AT                       REASON
+dns6                service added          [2001:db8::53]:53/udp  alice  2025-10-09 09:01:40 UTC
+web      10.0.0.12  state          active  draining               alice  2025-10-09 09:01:40 UTC  kernel update
+"
+    );
+    let diff: OverlayDiff = json(&served.socket, &["diff", "--json"]);
+    assert_eq!(diff, served::overlay());
+}
+
+#[test]
 fn completions_know_the_verbs() {
     let script = done(Path::new("/nonexistent"), &["completions", "bash"]);
     for verb in ["status", "backend", "drain", "detach"] {

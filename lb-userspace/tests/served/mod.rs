@@ -196,6 +196,20 @@ impl Owner {
                 });
                 self.change(reply, result);
             }
+            Command::Overlay(reply) => give(reply, Ok(overlay())),
+            Command::OverlayReset { caller, reply } => {
+                let message = format!("{} drops 2 run-time changes", caller.user);
+                self.seen.lock().unwrap().push(message.clone());
+                let changed = Changed {
+                    message,
+                    changed: true,
+                    slots_moved: 341,
+                    slots_moved_in_excess: 3,
+                };
+                let dropped = overlay().differences;
+                give(reply, Ok(OverlayReset { changed, dropped }));
+            }
+            Command::Config(reply) => give(reply, Ok(MERGED.to_owned())),
             Command::Reload(reply) => self.change(
                 reply,
                 Err(ApiError::Failed(
@@ -257,6 +271,41 @@ impl Owner {
 fn give<T>(reply: Reply<T>, answer: Result<T, ApiError>) {
     // Whoever asked may have left.
     let _ = reply.send(answer);
+}
+
+pub const MERGED: &str = "\
+# By sluice 0.1.0: /etc/sluice/sluice.toml with the run-time changes upon it.
+# Comments are lost, and defaults of the node are written out.
+
+[node]
+interfaces = [\"eth0\"]
+";
+
+pub fn overlay() -> OverlayDiff {
+    let drained = Difference {
+        kind: DifferenceKind::Admin,
+        service: "web".to_owned(),
+        backend: Some("10.0.0.12".parse().unwrap()),
+        file: Some("active".to_owned()),
+        now: Some("draining".to_owned()),
+        reason: Some("kernel update".to_owned()),
+        by: Some("alice".to_owned()),
+        at: Some(1_760_000_500),
+    };
+    let added = Difference {
+        kind: DifferenceKind::ServiceAdded,
+        service: "dns6".to_owned(),
+        backend: None,
+        file: None,
+        now: Some("[2001:db8::53]:53/udp".to_owned()),
+        reason: None,
+        ..drained.clone()
+    };
+    OverlayDiff {
+        config: "/etc/sluice/sluice.toml".to_owned(),
+        store: "/var/lib/sluice/overlay.json".to_owned(),
+        differences: vec![added, drained],
+    }
 }
 
 pub fn status() -> Status {

@@ -15,6 +15,8 @@ pub struct Case {
 /// A backend whose addresses are allowed, and one whose are not.
 const OURS: u32 = 1;
 const NOT_OURS: u32 = 200;
+/// No balancer.
+const STRANGER: [u8; 4] = [192, 0, 2, 66];
 
 /// A tunnel packet to a backend of this number.
 fn tunnel(mode: Mode, id: u32, inner: &Frame) -> Vec<u8> {
@@ -239,7 +241,67 @@ pub fn golden() -> Vec<Case> {
         to_6[..60].to_vec(),
         other,
     );
+
+    // The IPv4 address is allowed, but this is an IPv6 one.
+    add(
+        "wrong destination, v6 with our v4 within",
+        patched(in_v6.clone(), 24, &mapped(&in_v4[ETHERNET + 16..])),
+        other,
+    );
+    add(
+        "a source of its own",
+        patched(in_v4.clone(), 12, &STRANGER),
+        Decapped::Done,
+    );
     cases
+}
+
+/// Where only the sources of the tunnels are allowed.
+pub fn restricted() -> Vec<Case> {
+    let inner = Frame::tcp("203.0.113.10", 80);
+    let in_v4 = tunnel(Mode::V4, OURS, &inner);
+    let in_v6 = tunnel(Mode::V6, OURS, &inner);
+    let other = Decapped::NotAllowed;
+    [
+        ("listed source, v4", in_v4.clone(), Decapped::Done),
+        ("listed source, v6", in_v6.clone(), Decapped::Done),
+        (
+            "strange source, v4",
+            patched(in_v4.clone(), 12, &STRANGER),
+            other,
+        ),
+        (
+            "strange source, v6",
+            patched(in_v6.clone(), 8, &[0xfd; 16]),
+            other,
+        ),
+        (
+            "strange source, v6 with a listed v4 within",
+            patched(in_v6, 8, &mapped(&in_v4[ETHERNET + 12..])),
+            other,
+        ),
+        (
+            "listed source, wrong destination",
+            tunnel(Mode::V4, NOT_OURS, &inner),
+            other,
+        ),
+        (
+            "strange source, total length 19",
+            patched(patched(in_v4, 12, &STRANGER), 2, &[0, 19]),
+            other,
+        ),
+    ]
+    .map(|(name, frame, expect)| Case {
+        name: name.into(),
+        frame,
+        expect,
+    })
+    .into()
+}
+
+/// `::ffff:` and the IPv4 address at the beginning of `v4`.
+fn mapped(v4: &[u8]) -> Vec<u8> {
+    [&[0; 10][..], &[0xff; 2], &v4[..4]].concat()
 }
 
 /// All four combinations of families, for us and for somebody else.

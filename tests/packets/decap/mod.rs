@@ -11,16 +11,16 @@ use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::Xdp;
 use lb_common::abi::names;
 use lb_common::address::Address;
-use lb_common::decap::{Decapped, decapsulate};
+use lb_common::decap::{Decapped, EVERY, Key, decapsulate, key};
 use lb_common::native::MemoryFrame;
 use lb_userspace::dataplane::decap;
 use libtest_mimic::Trial;
 
-use self::cases::golden;
+use self::cases::{golden, restricted};
 use crate::cases::{Expect, all};
 use crate::frame::ETHERNET;
 use crate::run::{Action, Kernel, Native, Run, test_run};
-use crate::world::{BACKENDS, INGRESS, Mode, backend_of};
+use crate::world::{BACKENDS, INGRESS, Mode, SOURCE4, SOURCE6, backend_of};
 use crate::{kernel, native};
 
 pub fn trials() -> Vec<Trial> {
@@ -33,6 +33,20 @@ pub fn trials() -> Vec<Trial> {
         }));
         trials.push(kernel(&name, move || {
             check(&case.frame, case.expect, run_in_kernel(&case.frame)?)
+        }));
+    }
+    for case in restricted() {
+        let name = format!("decap: {}", case.name);
+        let (frame, expect) = (case.frame.clone(), case.expect);
+        trials.push(native(&name, move || {
+            check(&frame, expect, natively(&frame, &senders())?)
+        }));
+        trials.push(kernel(&name, move || {
+            check(
+                &case.frame,
+                case.expect,
+                in_kernel(&RESTRICTED, &case.frame)?,
+            )
         }));
     }
     trials.push(native(
@@ -62,12 +76,27 @@ fn allowed() -> impl Iterator<Item = IpAddr> {
         .flat_map(|backend| [backend.v4().into(), backend.v6().into()])
 }
 
+/// The outer sources of the golden tunnel packets.
+fn senders() -> Vec<Key> {
+    vec![key_of(SOURCE4.into()), key_of(SOURCE6.into())]
+}
+
+fn key_of(address: IpAddr) -> Key {
+    key(&Address::from(address))
+}
+
 fn run_natively(frame: &[u8]) -> Result<Outcome> {
+    natively(frame, &[EVERY])
+}
+
+fn natively(frame: &[u8], sources: &[Key]) -> Result<Outcome> {
     let mut frame = MemoryFrame::new(frame, 1);
-    let words: Vec<_> = allowed()
-        .map(|address| Address::from(address).words)
-        .collect();
-    let result = decapsulate(&mut frame, |address| words.contains(&address.words));
+    let destinations: Vec<_> = allowed().map(key_of).collect();
+    let result = decapsulate(
+        &mut frame,
+        |key| destinations.contains(key),
+        |key| sources.contains(key),
+    );
     Ok((result, frame.bytes()))
 }
 
@@ -76,18 +105,30 @@ struct Loaded {
     counters: PerCpuArray<MapData, u64>,
 }
 
-static LOADED: LazyLock<Result<Mutex<Loaded>, String>> =
-    LazyLock::new(|| load().map(Mutex::new).map_err(|error| format!("{error:#}")));
+type Shared = LazyLock<Result<Mutex<Loaded>, String>>;
 
-fn load() -> Result<Loaded> {
+static OPEN: Shared = LazyLock::new(|| load_shared(&[EVERY]));
+static RESTRICTED: Shared = LazyLock::new(|| load_shared(&senders()));
+
+fn load_shared(sources: &[Key]) -> Result<Mutex<Loaded>, String> {
+    load(sources)
+        .map(Mutex::new)
+        .map_err(|error| format!("{error:#}"))
+}
+
+fn load(sources: &[Key]) -> Result<Loaded> {
     let mut ebpf = decap::load()?;
-    let mut addresses: HashMap<_, [u64; 2], u64> = HashMap::try_from(
-        ebpf.take_map(names::DECAP_ALLOWED)
-            .context("no allow-list")?,
-    )?;
-    for address in allowed() {
-        addresses.insert(Address::from(address).words, 1, 0)?;
-    }
+    let mut fill = |name, keys: &[Key]| -> Result<()> {
+        let mut list: HashMap<_, Key, u64> =
+            HashMap::try_from(ebpf.map_mut(name).context("no such list")?)?;
+        for key in keys {
+            list.insert(key, 1, 0)?;
+        }
+        Ok(())
+    };
+    let destinations: Vec<_> = allowed().map(key_of).collect();
+    fill(names::DECAP_ALLOWED, &destinations)?;
+    fill(names::DECAP_SOURCES, sources)?;
     let counters = PerCpuArray::try_from(
         ebpf.take_map(names::DECAP_COUNTERS)
             .context("no counters")?,
@@ -110,7 +151,11 @@ impl Loaded {
 }
 
 fn run_in_kernel(frame: &[u8]) -> Result<Outcome> {
-    let loaded = LOADED.as_ref().map_err(|error| anyhow!("{error}"))?;
+    in_kernel(&OPEN, frame)
+}
+
+fn in_kernel(shared: &Shared, frame: &[u8]) -> Result<Outcome> {
+    let loaded = shared.as_ref().map_err(|error| anyhow!("{error}"))?;
     let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
     let before = loaded.count()?;
     let program: &mut Xdp = loaded

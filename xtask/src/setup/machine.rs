@@ -3,7 +3,6 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use super::plan::{BPFFS, DEBIAN_TOOLCHAIN, Facts, LAB_PROGRAMS};
@@ -12,12 +11,16 @@ use crate::{process, toolchain};
 pub(super) fn gather(root: &Path) -> Facts {
     let in_path = |program: &str| in_path(root, program);
     let apt = in_path("apt-get");
-    let llvm = toolchain::find()
+    // Where the linker is too old for every compiler, it is the linker that is missing.
+    let llvm = toolchain::find(root)
+        .or_else(|_| toolchain::find_whatever_links())
         .ok()
-        .and_then(|found| llvm_of(&mut found.command("rustc")));
+        .and_then(|found| found.llvm);
     // A linker whose libLLVM is gone can't start, and has to be made again.
-    let linker = toolchain::find_linker(root)
-        .is_ok_and(|linker| process::ask(linker, &["--version"]).is_some());
+    let linker = toolchain::find_linker(root).is_ok_and(|linker| {
+        toolchain::links(llvm, toolchain::llvm_of_linker(&linker))
+            && process::ask(linker, &["--version"]).is_some()
+    });
     // Asking apt takes a second, and setup goes before every test run.
     let ask_apt = apt && (llvm.is_none() || !linker);
     Facts {
@@ -68,18 +71,6 @@ pub(super) fn llvm_prefix(llvm: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
 }
 
-fn llvm_of(rustc: &mut Command) -> Option<u32> {
-    let output = rustc.arg("-vV").output().ok()?;
-    llvm_version(&String::from_utf8(output.stdout).ok()?)
-}
-
-fn llvm_version(rustc_verbose: &str) -> Option<u32> {
-    let version = rustc_verbose
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
-    version.split('.').next()?.parse().ok()
-}
-
 fn has_bpffs(mounts: &str) -> bool {
     mounts.lines().any(|line| {
         let mut words = line.split(' ').skip(1);
@@ -99,14 +90,5 @@ mod tests {
         assert!(!has_bpffs(
             "bpf /run/bpf bpf rw 0 0\nsysfs /sys/fs/bpf sysfs rw 0 0\n"
         ));
-    }
-
-    #[test]
-    fn llvm_version_is_read_from_rustc() {
-        assert_eq!(
-            llvm_version("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8\n"),
-            Some(22)
-        );
-        assert_eq!(llvm_version("rustc 1.96.0\n"), None);
     }
 }

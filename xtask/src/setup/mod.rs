@@ -70,7 +70,7 @@ pub fn run() -> Result<()> {
         }
     }
     // What was installed must be what the build looks for.
-    toolchain::find().map_err(anyhow::Error::msg)?;
+    toolchain::find(&root).map_err(anyhow::Error::msg)?;
     toolchain::find_linker(&root).map_err(anyhow::Error::msg)?;
     eprintln!("setup: done ({:.1} s)", started.elapsed().as_secs_f32());
     Ok(())
@@ -82,8 +82,10 @@ pub fn check() -> Result<bool> {
     let mut facts = gather(&root);
     // Without package lists apt knows nothing yet; setup would fetch them first.
     facts.debian_toolchain |= lacks_lists(&facts);
-    match toolchain::find() {
+    match toolchain::find(&root) {
         Ok(found) => println!("ok       BPF compiler: {}", found.describe()),
+        // One that only lacks a linker is not missing.
+        Err(_) if facts.llvm.is_some() => {}
         Err(_) => println!("missing  BPF compiler"),
     }
     let row = |present: bool, what: &str| {

@@ -121,6 +121,13 @@ pub(super) fn plan(facts: &Facts) -> Result<Vec<Step>, String> {
                 steps.push(Step::BuildLinker(DEBIAN_LLVM));
             }
             _ if facts.binstall => steps.push(Step::BinstallLinker),
+            // The compiler at hand has an LLVM for which no linker can be had: Debian's compiler goes with Debian's LLVM, and the
+            // build takes the compiler that goes with the linker.
+            Some(_) if facts.debian_toolchain => {
+                packages.extend(DEBIAN_TOOLCHAIN.map(str::to_owned));
+                packages.push(format!("llvm-{DEBIAN_LLVM}-dev"));
+                steps.push(Step::BuildLinker(DEBIAN_LLVM));
+            }
             _ => {
                 return Err(toolchain::missing(&format!(
                     "there is no {LINKER}, nor cargo-binstall to fetch one, nor an LLVM of the compiler's version to \
@@ -228,10 +235,39 @@ pub(super) mod tests {
         // Debian's LLVM 22 would be no help to a compiler with LLVM 23.
         let message = plan(&Facts {
             llvm_dev: vec![22],
+            debian_toolchain: false,
             ..nightly
         })
         .unwrap_err();
         assert!(message.contains("cargo binstall bpf-linker"), "{message}");
+    }
+
+    #[test]
+    fn a_nightly_too_new_for_any_linker_leaves_debians_compiler() {
+        let nightly = Facts {
+            llvm: Some(23),
+            linker: false,
+            ..complete()
+        };
+        let packages = [
+            "rustc-web",
+            "cargo-web",
+            "libstd-rust-web-dev-bpf",
+            "llvm-22-dev",
+        ];
+        assert_eq!(
+            plan(&nightly),
+            Ok(vec![
+                Step::Apt(packages.map(str::to_owned).to_vec()),
+                Step::BuildLinker(22)
+            ])
+        );
+        // The project's own static linker reads the output of every compiler.
+        let binstall = Facts {
+            binstall: true,
+            ..nightly
+        };
+        assert_eq!(plan(&binstall), Ok(vec![Step::BinstallLinker]));
     }
 
     #[test]

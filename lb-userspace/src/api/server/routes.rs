@@ -19,8 +19,8 @@ use utoipa::OpenApi;
 
 use super::{BODY_LIMIT, Peer};
 use crate::api::dto::{
-    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, Command, ErrorBody, Reply,
-    ServiceAdd, ServiceDetail, ServiceSummary, Status, WeightChange,
+    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, Command, ErrorBody, OverlayDiff,
+    OverlayReset, Reply, ServiceAdd, ServiceDetail, ServiceSummary, Status, WeightChange,
 };
 
 /// Where commands go: the daemon's owner loop.
@@ -49,6 +49,8 @@ pub(super) fn router(commands: mpsc::Sender<Command>, timeout: Duration) -> Rout
             "/v1/services/{name}/backends/{address}/weight",
             put(backend_weight),
         )
+        .route("/v1/overlay", get(overlay).delete(overlay_reset))
+        .route("/v1/config", get(merged_config))
         .route("/v1/reload", post(reload))
         .route("/v1/detach", post(detach))
         .route("/openapi.json", get(openapi_json))
@@ -73,7 +75,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     ),
     paths(
         status, services, service_add, service, service_remove, service_backends, backend_add,
-        backends, backend_remove, backend_admin, backend_weight, reload, detach
+        backends, backend_remove, backend_admin, backend_weight, overlay, overlay_reset,
+        merged_config, reload, detach
     ),
     tags(
         (name = "reading", description = "Answers that change nothing"),
@@ -404,6 +407,35 @@ async fn backend_weight(
         reply,
     })
     .await
+}
+
+/// In what the state that holds differs from the configuration file: what was changed at run time.
+#[utoipa::path(get, path = "/v1/overlay", tag = "reading",
+    responses((status = 200, body = OverlayDiff), (status = "default", body = ErrorBody)))]
+async fn overlay(State(daemon): Daemon) -> Answer<OverlayDiff> {
+    ask(&daemon, Command::Overlay).await
+}
+
+/// Drops every run-time change: the configuration file alone holds.
+#[utoipa::path(delete, path = "/v1/overlay", tag = "changing",
+    responses((status = 200, body = OverlayReset), (status = "default", body = ErrorBody)))]
+async fn overlay_reset(
+    State(daemon): Daemon,
+    ConnectInfo(Peer(caller)): ConnectInfo<Peer>,
+) -> Answer<OverlayReset> {
+    ask(&daemon, |reply| Command::OverlayReset { caller, reply }).await
+}
+
+/// The configuration file with the run-time changes upon it, as TOML. Drained and disabled backends have no key in it; they are
+/// named in comments at its beginning.
+#[utoipa::path(get, path = "/v1/config", tag = "reading",
+    responses(
+        (status = 200, body = String, content_type = "text/plain"),
+        (status = "default", body = ErrorBody)
+    ))]
+async fn merged_config(State(daemon): Daemon) -> Result<String, Refusal> {
+    let Json(toml) = ask(&daemon, Command::Config).await?;
+    Ok(toml)
 }
 
 /// Reads the configuration file again; on any error the older state keeps running.
