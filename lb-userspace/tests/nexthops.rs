@@ -19,6 +19,7 @@ use lb_userspace::model::{
     Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, Protocol,
     ServiceKey, ServiceSpec, TableSize, XdpMode,
 };
+use lb_userspace::netlink::XdpTransmit;
 use lb_userspace::netlink::{self, NextHopState};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -135,6 +136,28 @@ fn a_change_of_route_is_noticed() {
     watcher.silent_for(Duration::from_millis(300));
     lab.balancer("route del 10.9.0.0/16");
     assert_eq!(watcher.unresolved(PATIENCE), "no route to 10.9.0.1");
+}
+
+/// A bridge that appears while its address is watched: events do not tell what it can transmit, so it must be asked.
+fn a_bridge_transmits_no_xdp_frames() {
+    let lab = Lab::new();
+    let watcher = lab.watch(&["10.7.0.2"]);
+    // The other end has no XDP program; kernels before 6.3 do not tell.
+    let before = watcher.resolved().xdp_transmit;
+    assert!(
+        [XdpTransmit::WithProgram, XdpTransmit::Unknown].contains(&before),
+        "{before:?}"
+    );
+    lab.balancer("link add br0 type bridge");
+    lab.balancer("link set br0 up");
+    lab.balancer("addr flush dev eth0");
+    lab.balancer("link set eth0 master br0");
+    lab.balancer("addr add 10.7.0.1/24 dev br0");
+    let next_hop = watcher.resolved_at_last();
+    assert_eq!(
+        (next_hop.interface.as_str(), next_hop.xdp_transmit),
+        ("br0", XdpTransmit::No)
+    );
 }
 
 fn a_link_that_goes_down_takes_its_next_hops() {
@@ -423,6 +446,10 @@ fn main() {
             a_neighbour_that_vanishes_silently_is_noticed,
         ),
         test("a_change_of_route_is_noticed", a_change_of_route_is_noticed),
+        test(
+            "a_bridge_transmits_no_xdp_frames",
+            a_bridge_transmits_no_xdp_frames,
+        ),
         test(
             "a_link_that_goes_down_takes_its_next_hops",
             a_link_that_goes_down_takes_its_next_hops,
