@@ -92,6 +92,22 @@ pub enum Affinity {
     ClientIp,
 }
 
+/// Which flows of a service are remembered.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Tracking {
+    /// Those that a change could break.
+    #[default]
+    Adaptive,
+    /// All: every slot learns, with I = P when nothing changes.
+    Always,
+    /// None: a changed slot breaks its flows. Coming back from here, a whole sweep must have cleared the service's entries after
+    /// its slots were STEADY: an entry that was ignored meanwhile may name a backend its flow has left.
+    Off,
+}
+
 /// What happens to a service when no backend is eligible any more.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
@@ -194,6 +210,7 @@ pub struct ServiceSpec {
     pub key: ServiceKey,
     pub forward: Forward,
     pub affinity: Affinity,
+    pub tracking: Tracking,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub health: HealthSpec,

@@ -138,6 +138,7 @@ fn the_example_of_the_contract_is_understood() {
             },
             forward: Forward::Ipip,
             affinity: Affinity::FiveTuple,
+            tracking: lb_userspace::model::Tracking::Adaptive,
             table_size: TableSize::Auto,
             on_empty: OnEmpty::Keep,
             health: HealthSpec {
@@ -201,6 +202,7 @@ fn a_service_needs_a_name_and_a_vip_only() {
         },
         forward: Forward::Ipip,
         affinity: Affinity::FiveTuple,
+        tracking: lb_userspace::model::Tracking::Adaptive,
         table_size: TableSize::Auto,
         on_empty: OnEmpty::Keep,
         health: HealthSpec::default(),

@@ -374,6 +374,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     DesiredService {
         key,
         affinity: Affinity::FiveTuple,
+        tracking: lb_userspace::model::Tracking::Adaptive,
         table_size: size,
         on_empty: OnEmpty::Keep,
         backends: (1..=backends).map(backend).collect(),

@@ -360,6 +360,7 @@ fn check_finds_what_is_wrong() {
             },
             forward: Forward::Ipip,
             affinity: Affinity::default(),
+            tracking: lb_userspace::model::Tracking::Adaptive,
             table_size: TableSize::Auto,
             on_empty: OnEmpty::default(),
             health: HealthSpec::default(),

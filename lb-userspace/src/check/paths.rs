@@ -209,6 +209,7 @@ mod tests {
             },
             forward,
             affinity: Affinity::default(),
+            tracking: crate::model::Tracking::Adaptive,
             table_size: TableSize::Auto,
             on_empty: OnEmpty::default(),
             health: HealthSpec::default(),

@@ -7,7 +7,7 @@ use super::health;
 use super::raw::{Node, Value};
 use super::read::{BACKEND, Field, SERVICE, Section};
 use crate::model::{
-    Affinity, BackendSpec, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec, TableSize,
+    Affinity, BackendSpec, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec, TableSize, Tracking,
 };
 
 const MAX_NAME: usize = 63;
@@ -77,10 +77,13 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
             field.choice(&known, &[], problems)
         })
         .unwrap_or_default();
-    if let Some(field) = section.field("tracking") {
-        // Both mean the same until connections are tracked; nothing to keep.
-        field.choice(&[("adaptive", ()), ("off", ())], &["always"], problems);
-    }
+    let tracking = section
+        .field("tracking")
+        .and_then(|field| {
+            let known = [("adaptive", Tracking::Adaptive), ("off", Tracking::Off)];
+            field.choice(&known, &["always"], problems)
+        })
+        .unwrap_or_default();
     let on_empty = section
         .field("on_empty")
         .and_then(|field| {
@@ -113,6 +116,7 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
             key,
             forward,
             affinity,
+            tracking,
             table_size,
             on_empty,
             health,

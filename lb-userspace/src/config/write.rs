@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::health::DEFAULT_EXPECT;
 use crate::model::{
     Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, ProbeKind,
-    Protocol, ServiceSpec, TableSize, XdpMode,
+    Protocol, ServiceSpec, TableSize, Tracking, XdpMode,
 };
 
 #[derive(Serialize)]
@@ -60,6 +60,8 @@ struct Service<'a> {
     forward: Forward,
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity: Option<Affinity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracking: Option<Tracking>,
     #[serde(skip_serializing_if = "Option::is_none")]
     table_size: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +163,7 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         key,
         forward,
         affinity,
+        tracking,
         table_size,
         on_empty,
         health,
@@ -176,6 +179,7 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         protocol: key.protocol,
         forward: *forward,
         affinity: unusual(*affinity, Affinity::default()),
+        tracking: unusual(*tracking, Tracking::default()),
         table_size: match table_size {
             TableSize::Auto => None,
             TableSize::Fixed(size) => Some(*size),

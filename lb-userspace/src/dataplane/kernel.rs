@@ -8,16 +8,21 @@ use aya::maps::xdp::DevMapHash;
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Backend, BackendCounters, Node, Route, ServiceBucket, ServiceEntry, control, names,
+    Backend, BackendCounters, FlowLine, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
-use lb_common::flow::WAYS;
+use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
 use lb_common::slot::SlotWord;
-use lb_common::track::{Head, TableWord};
+use lb_common::track::{Head, Status, TableWord};
 
 use super::mapped::Mapped;
-use super::{DataPlane, Operation, grace, objects, status};
+use super::shared::{Records, Shared};
+use super::{DataPlane, Operation, grace, objects};
+use crate::tracking::change::change;
+use crate::tracking::settle::{Scope, Settle};
+use crate::tracking::sweep::{Sweep, Tally};
+use crate::tracking::{Book, SharedMemory as _, Step, Tracking};
 use crate::model::Capacity;
 
 /// The loaded program and its maps.
@@ -27,6 +32,9 @@ pub struct KernelDataPlane {
     cpus: u32,
     services: Mapped<ServiceBucket>,
     slots: Mapped<SlotWord>,
+    losses: Mapped<u64>,
+    flows: Mapped<FlowLine>,
+    book: Book,
     backends: Mapped<Backend>,
     control: Mapped<u64>,
     backend_counters: Mapped<BackendCounters>,
@@ -71,6 +79,8 @@ impl KernelDataPlane {
         };
         let services = Mapped::new(take(names::SERVICES)?, names::SERVICES)?;
         let slots = Mapped::new(take(names::SLOTS)?, names::SLOTS)?;
+        let losses = Mapped::new(take(names::LOSSES)?, names::LOSSES)?;
+        let flows = Mapped::new(take(names::FLOWS)?, names::FLOWS)?;
         let backends = Mapped::new(take(names::BACKENDS)?, names::BACKENDS)?;
         let control = Mapped::new(take(names::CONTROL)?, names::CONTROL)?;
         let backend_counters =
@@ -82,7 +92,10 @@ impl KernelDataPlane {
             node,
             cpus,
             services,
+            book: Book::new(slots.entries()),
             slots,
+            losses,
+            flows,
             backends,
             control,
             backend_counters,
@@ -127,37 +140,96 @@ impl KernelDataPlane {
     }
 
     fn grace(&mut self) -> Result<()> {
+        let mark = self.book.mark();
         grace::wait()?;
+        self.book.passed(mark);
         self.epoch += 1;
         Ok(())
     }
 
-    fn write_backend(
-        &mut self,
-        id: u32,
-        service: u32,
-        route: &Route,
-        table: TableWord,
-    ) -> Result<()> {
-        ensure!(
-            id != 0 && id < self.node.backend_capacity,
-            "backend id {id} is out of range"
-        );
+    fn write_backend(&mut self, id: u32, head: (u32, Status), route: &Route, table: TableWord) -> Result<()> {
+        self.check_id(id)?;
         // A packet may still be copying the route that the last flip put out of force.
         if self.routes_flipped[id as usize] == Some(self.epoch) {
             self.grace()?;
         }
-        let head = self.backends.load(id, 0);
-        let spare = 1 - Head(head).route();
+        let spare = 1 - Head(self.backends.load(id, 0)).route();
         for (i, word) in route.words().into_iter().enumerate() {
             self.backends
                 .store(id, Backend::route_word(spare) + i, word);
         }
         self.backends.store(id, Backend::TABLE_WORD, table.0);
+        let (service, status) = head;
         self.backends
-            .store(id, 0, Head::new(service, status(service), spare).0);
+            .store(id, 0, Head::new(service, status, spare).0);
         self.routes_flipped[id as usize] = Some(self.epoch);
         Ok(())
+    }
+
+    fn set_status(&self, id: u32, service: u32, status: Status) -> Result<()> {
+        self.check_id(id)?;
+        let route = Head(self.backends.load(id, 0)).route();
+        self.backends
+            .store(id, 0, Head::new(service, status, route).0);
+        Ok(())
+    }
+
+    fn check_id(&self, id: u32) -> Result<()> {
+        ensure!(
+            id != 0 && id < self.node.backend_capacity,
+            "backend id {id} is out of range"
+        );
+        Ok(())
+    }
+
+    const fn shared(&self) -> Shared<'_> {
+        Shared {
+            slots: &self.slots,
+            losses: &self.losses,
+            flows: &self.flows,
+        }
+    }
+
+    fn change_slots(
+        &mut self,
+        service: u32,
+        first: u32,
+        primaries: &[u32],
+        tracking: Tracking,
+        came_back: &[u32],
+    ) -> Result<()> {
+        ensure!(
+            u64::from(first) + primaries.len() as u64 <= u64::from(self.slots.entries()),
+            "slots from {first} are out of range"
+        );
+        let records = Records {
+            backends: &self.backends,
+            service: Some(service),
+        };
+        let shared = Shared {
+            slots: &self.slots,
+            losses: &self.losses,
+            flows: &self.flows,
+        };
+        let back = |id| came_back.contains(&id);
+        change(&shared, &mut self.book, &records, first, primaries, tracking, back);
+        Ok(())
+    }
+
+    /// Clears the entries of backends that are GONE; grace periods stand before and after it in the plan.
+    fn purge(&self, ids: &[u32]) {
+        let ids: HashSet<u32> = ids.iter().copied().collect();
+        let shared = self.shared();
+        for index in 0..shared.entries() {
+            loop {
+                let entry = shared.entry(index);
+                let named = !entry.is_empty() && ids.contains(&entry.backend());
+                // No packet writes an entry of a GONE backend after the grace period: at most one repetition.
+                if !named || shared.swap(index, entry, FlowEntry::EMPTY) {
+                    break;
+                }
+            }
+        }
     }
 
     fn set_services(&mut self, entries: &[ServiceEntry]) -> Result<()> {
@@ -206,9 +278,26 @@ impl DataPlane for KernelDataPlane {
             Operation::WriteBackend {
                 id,
                 service,
+                status,
                 route,
                 table,
-            } => self.write_backend(*id, *service, route, *table),
+            } => self.write_backend(*id, (*service, *status), route, *table),
+            Operation::SetStatus {
+                id,
+                service,
+                status,
+            } => self.set_status(*id, *service, *status),
+            Operation::ChangeSlots {
+                service,
+                first,
+                primaries,
+                tracking,
+                came_back,
+            } => self.change_slots(*service, *first, primaries, *tracking, came_back),
+            Operation::Purge { ids } => {
+                self.purge(ids);
+                Ok(())
+            }
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
                     ensure!(
@@ -222,7 +311,7 @@ impl DataPlane for KernelDataPlane {
             Operation::SetServices { entries } => self.set_services(entries),
             Operation::Grace => self.grace(),
             Operation::ClearBackend { id } => {
-                self.write_backend(*id, 0, &Route::NONE, TableWord::default())?;
+                self.write_backend(*id, (0, Status::Gone), &Route::NONE, TableWord::default())?;
                 for cpu in 0..self.cpus {
                     for word in 0..size_of::<BackendCounters>() / 8 {
                         self.backend_counters
@@ -232,6 +321,48 @@ impl DataPlane for KernelDataPlane {
                 Ok(())
             }
         }
+    }
+
+    fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally> {
+        let end = scopes.iter().map(|scope| scope.slots.end).max().unwrap_or(0);
+        if self.book.wants_grace(0..end) {
+            self.grace()?;
+        }
+        let mut sweep = Sweep::begin(&self.book);
+        let records = Records {
+            backends: &self.backends,
+            service: None,
+        };
+        sweep.walk(&self.shared(), &records, u32::MAX);
+        let (tally, _rested) = sweep.finish(&self.shared(), &self.book, 0..end);
+        let Some(mut settle) = Settle::begin(&self.shared(), &self.book, &records, scopes) else {
+            return Ok(tally);
+        };
+        self.grace()?;
+        loop {
+            let records = Records {
+                backends: &self.backends,
+                service: None,
+            };
+            let shared = Shared {
+                slots: &self.slots,
+                losses: &self.losses,
+                flows: &self.flows,
+            };
+            match settle.step(&shared, &mut self.book, &records, u32::MAX) {
+                Step::More => {}
+                Step::Grace => self.grace()?,
+                Step::Done => return Ok(tally),
+            }
+        }
+    }
+
+    fn modes(&self, first: u32, size: u32) -> [u64; 3] {
+        let mut modes = [0; 3];
+        for slot in first..first + size {
+            modes[SlotWord(self.slots.load(slot, 0)).mode() as usize] += 1;
+        }
+        modes
     }
 
     fn backend_counters(&self, id: u32) -> BackendCounters {

@@ -103,6 +103,13 @@ impl<T> Mapped<T> {
     pub fn store(&self, index: u32, word: usize, value: u64) {
         self.word(index, word).store(value, Ordering::Release);
     }
+
+    /// Compare-and-swap of one 8-byte word.
+    pub fn swap(&self, index: u32, word: usize, old: u64, new: u64) -> bool {
+        self.word(index, word)
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
 }
 
 impl<T> Drop for Mapped<T> {

@@ -10,6 +10,7 @@ pub mod kernel;
 mod mapped;
 pub mod memory;
 pub mod objects;
+mod shared;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,10 @@ use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 
+use crate::tracking::Tracking;
+use crate::tracking::settle::Scope;
+use crate::tracking::sweep::Tally;
+
 pub use attach::detach;
 
 /// One step of a plan. Whatever a slot names is written before it and cleared after it.
@@ -26,19 +31,37 @@ pub use attach::detach;
 pub enum Operation {
     /// Lets packets be redirected to this interface.
     AllowEgress { ifindex: u32 },
-    /// Puts a route in force for a backend of a service.
+    /// Writes a backend's whole record: puts the route in force.
     WriteBackend {
         id: u32,
         service: u32,
+        status: Status,
         route: Route,
         table: TableWord,
     },
-    /// Stores single slots: (index in the map, word).
+    /// Changes what a backend may be used for.
+    SetStatus {
+        id: u32,
+        service: u32,
+        status: Status,
+    },
+    /// Stores single slots of a range that nothing leads to yet: (index in the map, word).
     WriteSlots { slots: Vec<(u32, SlotWord)> },
+    /// Gives the slots of a service, from `first`, new primaries, by the rules of [`crate::tracking::change`]. `came_back`: backends
+    /// that were DOWN before this plan and carry again.
+    ChangeSlots {
+        service: u32,
+        first: u32,
+        primaries: Vec<u32>,
+        tracking: Tracking,
+        came_back: Vec<u32>,
+    },
     /// Puts a whole new service table in force.
     SetServices { entries: Vec<ServiceEntry> },
     /// Waits until every packet that may have seen anything older has left the data path.
     Grace,
+    /// Clears the flow entries of these backends, which are GONE; grace periods must stand before and after.
+    Purge { ids: Vec<u32> },
     /// Clears the record of a backend that nothing names any more.
     ClearBackend { id: u32 },
 }
@@ -49,20 +72,20 @@ pub trait DataPlane {
     /// What the kernel said, with the operation. Operations before it stay applied.
     fn apply(&mut self, operation: &Operation) -> Result<()>;
 
+    /// The regular chores on slots and flow table ([`crate::tracking`]): sweep, and settle what is due.
+    ///
+    /// # Errors
+    /// When the kernel refuses a grace period.
+    fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally>;
+
+    /// Slots by mode (steady, learn, residue) of the range from `first`.
+    fn modes(&self, first: u32, size: u32) -> [u64; 3];
+
     /// Packets, bytes and flows of one backend id since the maps were made, summed over CPUs.
     fn backend_counters(&self, id: u32) -> BackendCounters;
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
-}
-
-/// Status of a record that has just been written; service 0 stands in cleared ones.
-const fn status(service: u32) -> Status {
-    if service == 0 {
-        Status::Gone
-    } else {
-        Status::Active
-    }
 }
 
 /// The directory in bpffs that holds the XDP links. Not versioned: whatever the layout of its maps, a new program takes the place

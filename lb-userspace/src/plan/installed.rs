@@ -9,9 +9,10 @@ use lb_common::address::Address;
 use lb_common::flow::Age;
 use lb_common::service::{Service, ServiceTuple, vip_bit};
 
-use lb_common::track::TableWord;
+use lb_common::track::{Status, TableWord};
 
 use super::PlanError;
+use crate::tracking::Tracking;
 use crate::maglev::{self, Member};
 use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
 
@@ -19,6 +20,7 @@ use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
 pub struct InstalledBackend {
     pub id: u32,
     pub route: Option<Route>,
+    pub status: Status,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,7 @@ pub struct InstalledService {
     /// In the data plane; never reused while the maps live.
     pub number: u32,
     pub affinity: Affinity,
+    pub tracking: Tracking,
     pub first_slot: u32,
     /// Number of slots; 0 only before the first table.
     pub size: u32,
@@ -43,6 +46,7 @@ impl InstalledService {
         Self {
             number,
             affinity: Affinity::default(),
+            tracking: Tracking::default(),
             first_slot: 0,
             size: 0,
             backends: BTreeMap::new(),

@@ -13,7 +13,10 @@ use lb_common::abi::Route;
 use lb_common::slot::SlotWord;
 
 use crate::dataplane::Operation;
+use lb_common::track::Status;
+
 use crate::maglev::{self, Member, Moves};
+use crate::tracking::Tracking;
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
 
 pub use installed::{Installed, InstalledBackend, InstalledService};
@@ -23,6 +26,7 @@ pub use installed::{Installed, InstalledBackend, InstalledService};
 pub struct DesiredService {
     pub key: ServiceKey,
     pub affinity: Affinity,
+    pub tracking: Tracking,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub backends: Vec<DesiredBackend>,
@@ -34,6 +38,8 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// May get new flows.
     pub eligible: bool,
+    /// What its flows may still use it for.
+    pub status: Status,
     /// Would be eligible if it were not for its probes, which fail.
     pub only_down: bool,
     /// May stay in the table when nobody is eligible (`on_empty = "keep"`).
@@ -77,6 +83,7 @@ impl Installed {
             full,
             backends: Vec::new(),
             slots: Vec::new(),
+            changes: Vec::new(),
             freed: Vec::new(),
             moves: Moves::default(),
             tables_changed: 0,
@@ -95,6 +102,7 @@ struct Planner<'a> {
     full: bool,
     backends: Vec<Operation>,
     slots: Vec<(u32, SlotWord)>,
+    changes: Vec<Operation>,
     /// Backend ids that nothing will name once the plan is through.
     freed: Vec<u32>,
     moves: Moves,
@@ -136,7 +144,8 @@ impl Planner<'_> {
             service.first_slot = self.after.take_slots(self.before, size, &desired.key)?;
             service.size = size;
         }
-        self.backends(desired, &mut service, fresh_range)?;
+        service.tracking = desired.tracking;
+        let turns = self.backends(desired, &mut service, fresh_range)?;
         let members = members(desired, old.as_deref());
         if fresh_range || members != service.members {
             let table = maglev::build(&members, size);
@@ -148,7 +157,7 @@ impl Planner<'_> {
             self.tables_changed += 1;
             service.set_table(members, table);
         }
-        self.write_slots(old.as_deref(), &service, fresh_range);
+        self.write_slots(old.as_deref(), &service, fresh_range, turns);
         self.after.services.insert(desired.key, Arc::new(service));
         Ok(())
     }
@@ -159,7 +168,8 @@ impl Planner<'_> {
         desired: &DesiredService,
         service: &mut InstalledService,
         fresh_range: bool,
-    ) -> Result<(), PlanError> {
+    ) -> Result<Turns, PlanError> {
+        let mut turns = Turns::default();
         let table = service.table_word(desired.key.protocol);
         let gone: Vec<_> = service
             .backends
@@ -170,6 +180,13 @@ impl Planner<'_> {
         for address in gone {
             if let Some(backend) = service.backends.remove(&address) {
                 self.freed.push(backend.id);
+                // Slots that learn its flows must not name it any more.
+                self.backends.push(Operation::SetStatus {
+                    id: backend.id,
+                    service: service.number,
+                    status: Status::Gone,
+                });
+                turns.gone = true;
             }
         }
         for backend in &desired.backends {
@@ -178,6 +195,7 @@ impl Planner<'_> {
                 None => InstalledBackend {
                     id: self.after.take_id(&desired.key)?,
                     route: None,
+                    status: backend.status,
                 },
             };
             let new = !service.backends.contains_key(&backend.address);
@@ -191,19 +209,30 @@ impl Planner<'_> {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
                     service: service.number,
+                    status: backend.status,
                     route: route.unwrap_or(Route::NONE),
                     table,
                 });
+            } else if backend.status != installed.status {
+                self.backends.push(Operation::SetStatus {
+                    id: installed.id,
+                    service: service.number,
+                    status: backend.status,
+                });
+            }
+            if installed.status == Status::Down && backend.status.carries() {
+                turns.came_back.push(installed.id);
             }
             service.backends.insert(
                 backend.address,
                 InstalledBackend {
                     id: installed.id,
                     route,
+                    status: backend.status,
                 },
             );
         }
-        Ok(())
+        Ok(turns)
     }
 
     /// The slots that differ from what stands there.
@@ -212,9 +241,17 @@ impl Planner<'_> {
         old: Option<&InstalledService>,
         new: &InstalledService,
         fresh_range: bool,
+        turns: Turns,
     ) {
-        let unchanged = old.filter(|_| !fresh_range && !self.full);
-        if let Some(old) = unchanged
+        let Some(old) = old.filter(|_| !fresh_range) else {
+            let word = |i| (new.first_slot + i, SlotWord::steady(new.backend_of_slot(i)));
+            self.slots.extend((0..new.size).map(word));
+            return;
+        };
+        if !self.full
+            && !turns.gone
+            && turns.came_back.is_empty()
+            && old.tracking == new.tracking
             && old.table == new.table
             && old.members == new.members
             && old
@@ -225,12 +262,13 @@ impl Planner<'_> {
         {
             return;
         }
-        for i in 0..new.size {
-            let id = new.backend_of_slot(i);
-            if unchanged.is_none_or(|old| old.backend_of_slot(i) != id) {
-                self.slots.push((new.first_slot + i, SlotWord::steady(id)));
-            }
-        }
+        self.changes.push(Operation::ChangeSlots {
+            service: new.number,
+            first: new.first_slot,
+            primaries: (0..new.size).map(|i| new.backend_of_slot(i)).collect(),
+            tracking: new.tracking,
+            came_back: turns.came_back,
+        });
     }
 
     fn finish(mut self) -> Result<Plan, PlanError> {
@@ -245,6 +283,7 @@ impl Planner<'_> {
         if !self.slots.is_empty() {
             operations.push(Operation::WriteSlots { slots: self.slots });
         }
+        operations.append(&mut self.changes);
         let entries = self.after.entries();
         let limit = self.after.capacity.services;
         if self.after.services.len() > limit as usize {
@@ -269,6 +308,13 @@ impl Planner<'_> {
         if !self.freed.is_empty() || ranges_freed {
             operations.push(Operation::Grace);
         }
+        if !self.freed.is_empty() {
+            // A packet that met an entry before it was purged may still be on its way.
+            operations.push(Operation::Purge {
+                ids: self.freed.clone(),
+            });
+            operations.push(Operation::Grace);
+        }
         for id in self.freed {
             operations.push(Operation::ClearBackend { id });
             self.after.release_id(id);
@@ -280,6 +326,15 @@ impl Planner<'_> {
             after: self.after,
         })
     }
+}
+
+/// What a plan means for the flows of a service's backends.
+#[derive(Default)]
+struct Turns {
+    /// One of them is gone.
+    gone: bool,
+    /// They were DOWN, and carry again.
+    came_back: Vec<u32>,
 }
 
 /// A table keeps its size for the service's life unless it is set by hand, or too small for its backends.

@@ -5,6 +5,7 @@
 
 mod document;
 mod eligible;
+mod standings;
 mod fit;
 mod merge;
 mod overlay;
@@ -17,6 +18,8 @@ use crate::health::ProbeTarget;
 use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
+
+use standings::Standings;
 
 pub use document::DocumentError;
 pub use eligible::{Mute, eligibility, only_down, route, transmits};
@@ -45,6 +48,8 @@ pub struct State {
     /// By backend, not by probe: a reload that changes the probe carries what is known until the new probe's first verdict.
     health: HashMap<BackendRef, Observed>,
     next_hops: HashMap<IpAddr, NextHopState>,
+    /// What each backend may be used for, those that were removed and still have flows included.
+    standings: Standings,
 }
 
 impl State {
@@ -67,6 +72,7 @@ impl State {
             effective,
             health: HashMap::new(),
             next_hops: HashMap::new(),
+            standings: Standings::default(),
         };
         (state, lost)
     }
@@ -252,11 +258,16 @@ impl State {
 
     fn desired_service(&self, service: &Effective) -> DesiredService {
         let spec = &service.spec;
-        let backends = service.backends.iter().map(|backend| {
+        let installed = service
+            .backends
+            .iter()
+            .filter(|backend| !self.is_out(spec.key, backend.address));
+        let present = installed.map(|backend| {
             let next_hop = self.next_hop(backend.address);
             let observed = self.observed(&spec.name, backend.address);
             DesiredBackend {
                 address: backend.address,
+                status: self.status(spec.key, backend.address),
                 weight: backend.weight,
                 eligible: eligibility(&self.node, spec, backend, observed, next_hop).is_ok(),
                 only_down: only_down(&self.node, spec, backend, observed, next_hop),
@@ -267,9 +278,10 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
+            tracking: spec.tracking,
             table_size: spec.table_size,
             on_empty: spec.on_empty,
-            backends: backends.collect(),
+            backends: present.chain(self.leaving(service)).collect(),
         }
     }
 }

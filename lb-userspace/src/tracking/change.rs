@@ -4,19 +4,7 @@ use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::Status;
 
 use super::{Backends, Book, SharedMemory};
-
-/// Which flows of a service are remembered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Tracking {
-    /// Those that a change could break.
-    #[default]
-    Adaptive,
-    /// All: every slot learns, with I = P when nothing changes.
-    Always,
-    /// None: a changed slot breaks its flows. Coming back from here, a whole sweep must have cleared the service's entries after
-    /// its slots were STEADY: an entry that was ignored meanwhile may name a backend its flow has left.
-    Off,
-}
+use crate::model::Tracking;
 
 /// What becomes of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

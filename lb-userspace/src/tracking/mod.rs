@@ -30,7 +30,7 @@ use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 
 pub use book::{Book, Mark};
-pub use change::Tracking;
+pub use crate::model::Tracking;
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;

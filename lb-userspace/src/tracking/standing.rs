@@ -137,6 +137,15 @@ impl Standing {
         }
     }
 
+    /// It is no longer wanted.
+    pub fn remove(&mut self, now: u64) -> Option<Turn> {
+        let wish = Wish {
+            removed: true,
+            ..self.wish
+        };
+        self.update(wish, now)
+    }
+
     /// When the status will change by itself, if nothing else happens.
     pub fn next(&self) -> Option<u64> {
         if self.status == Status::Gone {
