@@ -1,0 +1,161 @@
+//! What a new lookup table, or a backend's new status, does to the slots of a service.
+
+use lb_common::slot::{Mode, SlotWord};
+use lb_common::track::Status;
+
+use super::{Backends, Book, SharedMemory};
+
+/// Which flows of a service are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Tracking {
+    /// Those that a change could break.
+    #[default]
+    Adaptive,
+    /// All: every slot learns, with I = P when nothing changes.
+    Always,
+    /// None: a changed slot breaks its flows. Coming back from here, a whole sweep must have cleared the service's entries after
+    /// its slots were STEADY: an entry that was ignored meanwhile may name a backend its flow has left.
+    Off,
+}
+
+/// What becomes of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub word: SlotWord,
+    /// Learning begins (again): its start is the moment after the word is stored.
+    pub begins: bool,
+}
+
+/// The rule for one slot. `primary` is the new table's backend; `status` and `came_back` (from DOWN, in this change) are asked
+/// about the incumbent.
+pub fn changed(
+    old: SlotWord,
+    primary: u32,
+    tracking: Tracking,
+    status: impl Fn(u32) -> Status,
+    came_back: impl Fn(u32) -> bool,
+) -> Changed {
+    // Nobody is left on an incumbent that is GONE: what is unknown belongs to the new primary.
+    let incumbent = match status(old.incumbent()) {
+        Status::Gone => primary,
+        _ => old.incumbent(),
+    };
+    let mode = match tracking {
+        Tracking::Off => {
+            return Changed {
+                word: SlotWord::steady(primary),
+                begins: false,
+            };
+        }
+        Tracking::Always => Mode::Learn,
+        Tracking::Adaptive if incumbent != primary => Mode::Learn,
+        Tracking::Adaptive if old.mode() == Mode::Steady => Mode::Steady,
+        Tracking::Adaptive => Mode::Residue,
+    };
+    Changed {
+        word: SlotWord::new(mode, primary, incumbent, false),
+        // While it was down, its flows were sent elsewhere and not learnt.
+        begins: mode == Mode::Learn && (old.mode() != Mode::Learn || came_back(incumbent)),
+    }
+}
+
+/// Puts a service's new table in force: `primaries[i]` for slot `first + i`. The statuses are written before, so that no packet
+/// meets a slot that names a backend it cannot judge. Returns how many words were stored.
+pub fn change<M: SharedMemory, B: Backends>(
+    memory: &M,
+    book: &mut Book,
+    backends: &B,
+    first: u32,
+    primaries: &[u32],
+    tracking: Tracking,
+    came_back: impl Fn(u32) -> bool,
+) -> usize {
+    let mut stored = 0;
+    for (slot, &primary) in (first..).zip(primaries) {
+        let old = memory.slot(slot);
+        let status = |backend| backends.status(backend);
+        let Changed { word, begins } = changed(old, primary, tracking, status, &came_back);
+        if word != old {
+            memory.store_slot(slot, word);
+            stored += 1;
+            if old.mode() == Mode::Learn && word.mode() != Mode::Learn {
+                book.leaves(slot);
+            }
+        }
+        if begins {
+            book.begins(slot, memory.clock());
+        }
+    }
+    stored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: u32 = 1;
+    const B: u32 = 2;
+    const GONE: u32 = 9;
+
+    fn rule(old: SlotWord, primary: u32, tracking: Tracking) -> (Mode, u32, u32, bool) {
+        let status = |id| {
+            if id == GONE || id == 0 {
+                Status::Gone
+            } else {
+                Status::Active
+            }
+        };
+        let changed = changed(old, primary, tracking, status, |_| false);
+        let word = changed.word;
+        (
+            word.mode(),
+            word.primary(),
+            word.incumbent(),
+            changed.begins,
+        )
+    }
+
+    #[test]
+    fn a_slot_that_moves_learns_and_one_that_moves_back_is_residue() {
+        use Tracking::Adaptive;
+        let learn = SlotWord::new(Mode::Learn, B, A, true);
+        let residue = SlotWord::new(Mode::Residue, A, A, false);
+        for (old, primary, expected) in [
+            (SlotWord::steady(A), A, (Mode::Steady, A, A, false)),
+            (SlotWord::steady(A), B, (Mode::Learn, B, A, true)),
+            (learn, B, (Mode::Learn, B, A, false)),
+            (learn, A, (Mode::Residue, A, A, false)),
+            (residue, B, (Mode::Learn, B, A, true)),
+            (residue, A, (Mode::Residue, A, A, false)),
+            (SlotWord::steady(GONE), B, (Mode::Steady, B, B, false)),
+            (SlotWord::steady(0), B, (Mode::Steady, B, B, false)),
+            (
+                SlotWord::new(Mode::Learn, A, GONE, false),
+                B,
+                (Mode::Residue, B, B, false),
+            ),
+        ] {
+            assert_eq!(
+                rule(old, primary, Adaptive),
+                expected,
+                "{old:?} to {primary}"
+            );
+        }
+    }
+
+    #[test]
+    fn always_learns_and_off_never_does() {
+        let steady = SlotWord::steady(A);
+        assert_eq!(rule(steady, A, Tracking::Always), (Mode::Learn, A, A, true));
+        assert_eq!(rule(steady, B, Tracking::Always), (Mode::Learn, B, A, true));
+        assert_eq!(rule(steady, B, Tracking::Off), (Mode::Steady, B, B, false));
+    }
+
+    #[test]
+    fn an_incumbent_that_came_back_is_learnt_anew() {
+        let old = SlotWord::new(Mode::Learn, B, A, false);
+        let status = |_| Status::Active;
+        assert!(changed(old, B, Tracking::Adaptive, status, |id| id == A).begins);
+        assert!(!changed(old, B, Tracking::Adaptive, status, |id| id == B).begins);
+    }
+}

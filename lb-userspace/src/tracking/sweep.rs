@@ -1,0 +1,123 @@
+//! The regular walk over the flow table: clears what nobody needs, counts the rest, and puts slots to rest.
+
+use lb_common::flow::{Age, FlowEntry, FlowState, slot_of_tag};
+use lb_common::slot::{Mode, SlotWord};
+use lb_common::track::Status;
+
+use super::{Backends, Book, SharedMemory, stretch};
+
+/// What one whole sweep saw, without what it cleared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Entries by slot.
+    pub slots: Vec<u32>,
+    /// Flows by backend id, closed ones not counted; as long as the greatest id seen.
+    pub backends: Vec<u32>,
+    /// Entries by state: SYN, LRN, EST, CLO.
+    pub states: [u32; 4],
+    pub cleared: u32,
+}
+
+/// One walk. Take it in stretches: each is short enough not to keep a change waiting.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    cursor: u32,
+    /// Up to where packets had left the data path when the walk began: what they could insert later, it would have missed.
+    graced: u64,
+    tally: Tally,
+}
+
+impl Sweep {
+    pub fn begin(book: &Book) -> Self {
+        Self {
+            cursor: 0,
+            graced: book.graced(),
+            tally: Tally {
+                slots: vec![0; book.slots()],
+                ..Tally::default()
+            },
+        }
+    }
+
+    /// Looks at `most` further entries; true when the whole table has been seen.
+    pub fn walk<M: SharedMemory, B: Backends>(
+        &mut self,
+        memory: &M,
+        backends: &B,
+        most: u32,
+    ) -> bool {
+        let now = Age::of(memory.clock());
+        for index in stretch(&mut self.cursor, memory.entries(), most) {
+            let entry = memory.entry(index);
+            if entry.is_empty() {
+                continue;
+            }
+            let slot = place(entry, backends, now);
+            let useless = slot.is_none_or(|slot| unneeded(entry, memory.slot(slot)));
+            // One that changed since is in use: it counts, and the next sweep will judge it.
+            if useless && memory.swap(index, entry, FlowEntry::EMPTY) {
+                self.tally.cleared += 1;
+            } else {
+                self.count(entry, slot);
+            }
+        }
+        self.cursor >= memory.entries()
+    }
+
+    fn count(&mut self, entry: FlowEntry, slot: Option<u32>) {
+        self.tally.states[entry.state() as usize] += 1;
+        if let Some(slot) = slot {
+            self.tally.slots[slot as usize] += 1;
+        }
+        if entry.state() != FlowState::Closed {
+            let backend = entry.backend() as usize;
+            if self.tally.backends.len() <= backend {
+                self.tally.backends.resize(backend + 1, 0);
+            }
+            self.tally.backends[backend] += 1;
+        }
+    }
+
+    /// After the whole table was seen: slots whose last entry is gone are STEADY again. Returns what was counted and how many
+    /// slots came to rest.
+    ///
+    /// A slot only comes to rest if every packet that saw it learn had left before the walk began: RESIDUE inserts nothing, so
+    /// nothing was put behind the walk's back.
+    pub fn finish<M: SharedMemory>(
+        self,
+        memory: &M,
+        book: &Book,
+        slots: std::ops::Range<u32>,
+    ) -> (Tally, u32) {
+        let mut rested = 0;
+        for slot in slots {
+            let word = memory.slot(slot);
+            if word.mode() == Mode::Residue
+                && self.tally.slots[slot as usize] == 0
+                && book.quiet(slot, self.graced)
+            {
+                memory.store_slot(slot, SlotWord::steady(word.primary()));
+                rested += 1;
+            }
+        }
+        (self.tally, rested)
+    }
+}
+
+/// The slot of an entry that still means something.
+fn place<B: Backends>(entry: FlowEntry, backends: &B, now: Age) -> Option<u32> {
+    let table = backends.table(entry.backend())?;
+    let over = backends.status(entry.backend()) == Status::Gone
+        || entry.expired(now, table.flow_idle())
+        || table.slots() == 0;
+    (!over).then(|| table.first_slot() + slot_of_tag(entry.tag(), table.slots()))
+}
+
+/// Whether its flow would go to the same backend without it.
+fn unneeded(entry: FlowEntry, word: SlotWord) -> bool {
+    match word.mode() {
+        Mode::Steady => true,
+        Mode::Residue => entry.backend() == word.primary(),
+        Mode::Learn => false,
+    }
+}
