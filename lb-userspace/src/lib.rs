@@ -3,7 +3,7 @@
 //! ```text
 //! config, CLI/API, probes, netlink ─▶ events ─▶ state ─▶ plan ─▶ operations ─▶ dataplane
 //! ```
-//! `config`, `maglev`, `state`, `plan` and `health::fsm` are pure: no tokio, no aya, clock passed in.
+//! `config`, `maglev`, `state`, `plan`, `tracking` and `health::fsm` are pure: no tokio, no aya, clock passed in.
 
 pub mod api;
 pub mod check;

@@ -53,6 +53,11 @@ impl Book {
         book
     }
 
+    /// Number of slots.
+    pub(super) fn slots(&self) -> usize {
+        self.t0.len()
+    }
+
     /// Since when the slot learns, nanoseconds.
     pub fn t0(&self, slot: u32) -> u64 {
         self.t0[slot as usize]
@@ -91,6 +96,7 @@ impl Book {
     }
 
     /// Whether a grace period would let a sweep put some of these slots to rest.
+    /// Whether a grace period would let the next sweep put more of these slots to rest.
     pub fn wants_grace(&self, slots: Range<u32>) -> bool {
         slots.into_iter().any(|slot| !self.quiet(slot, self.graced))
     }

@@ -1,6 +1,6 @@
 //! The end of learning: when every live flow of the incumbent is remembered, the primary takes its place.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lb_common::flow::{FlowEntry, FlowState, slot_of_tag};
@@ -46,7 +46,7 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Settle {
     phase: Phase,
-    candidates: HashMap<u32, Candidate>,
+    candidates: BTreeMap<u32, Candidate>,
     cursor: u32,
 }
 
@@ -78,7 +78,7 @@ impl Settle {
         backends: &B,
         scopes: &[Scope],
     ) -> Option<Self> {
-        let mut candidates = HashMap::new();
+        let mut candidates = BTreeMap::new();
         for scope in scopes {
             for slot in scope.slots.clone() {
                 let word = memory.slot(slot);

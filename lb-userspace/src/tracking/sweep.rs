@@ -1,7 +1,5 @@
 //! The regular walk over the flow table: clears what nobody needs, counts the rest, and puts slots to rest.
 
-use std::collections::HashMap;
-
 use lb_common::flow::{Age, FlowEntry, FlowState, slot_of_tag};
 use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::Status;
@@ -12,9 +10,9 @@ use super::{Backends, Book, SharedMemory, stretch};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Entries by slot.
-    pub slots: HashMap<u32, u32>,
-    /// Flows by backend id, closed ones not counted.
-    pub backends: HashMap<u32, u32>,
+    pub slots: Vec<u32>,
+    /// Flows by backend id, closed ones not counted; as long as the greatest id seen.
+    pub backends: Vec<u32>,
     /// Entries by state: SYN, LRN, EST, CLO.
     pub states: [u32; 4],
     pub cleared: u32,
@@ -34,7 +32,10 @@ impl Sweep {
         Self {
             cursor: 0,
             graced: book.graced(),
-            tally: Tally::default(),
+            tally: Tally {
+                slots: vec![0; book.slots()],
+                ..Tally::default()
+            },
         }
     }
 
@@ -66,10 +67,14 @@ impl Sweep {
     fn count(&mut self, entry: FlowEntry, slot: Option<u32>) {
         self.tally.states[entry.state() as usize] += 1;
         if let Some(slot) = slot {
-            *self.tally.slots.entry(slot).or_default() += 1;
+            self.tally.slots[slot as usize] += 1;
         }
         if entry.state() != FlowState::Closed {
-            *self.tally.backends.entry(entry.backend()).or_default() += 1;
+            let backend = entry.backend() as usize;
+            if self.tally.backends.len() <= backend {
+                self.tally.backends.resize(backend + 1, 0);
+            }
+            self.tally.backends[backend] += 1;
         }
     }
 
@@ -88,7 +93,7 @@ impl Sweep {
         for slot in slots {
             let word = memory.slot(slot);
             if word.mode() == Mode::Residue
-                && !self.tally.slots.contains_key(&slot)
+                && self.tally.slots[slot as usize] == 0
                 && book.quiet(slot, self.graced)
             {
                 memory.store_slot(slot, SlotWord::steady(word.primary()));

@@ -1,0 +1,643 @@
+//! The daemon under way: its own rules over the shared memory, one access at a time, and what it keeps between.
+
+use lb_common::flow::{FlowEntry, FlowState};
+use lb_common::slot::SlotWord;
+use lb_common::track::{Head, Status, TableWord};
+use lb_userspace::model::{Admin, Health};
+use lb_userspace::tracking::removal::Removal;
+use lb_userspace::tracking::settle::{Scope, Settle};
+use lb_userspace::tracking::standing::{Standing, Timers, Wish};
+use lb_userspace::tracking::sweep::Sweep;
+use lb_userspace::tracking::{Backends, Book, SECOND, SharedMemory, Step, Tracking, change};
+
+use crate::mutation::Mutation;
+use crate::world::{ENTRIES, IDLE, IDS, Log, NOBODY, SERVICES, SLOTS, TABLE, Turn, World};
+
+/// Backends that an operator may have: three of the first service, two of the second.
+pub const BACKENDS: usize = 5;
+
+/// The service of an operator's backend.
+pub const fn service_of(backend: usize) -> u32 {
+    (backend >= 3) as u32
+}
+
+const TIMERS: Timers = Timers {
+    grace: 30 * SECOND,
+    hold_down: 100 * SECOND,
+    linger: 20 * SECOND,
+};
+
+/// Entries of one stretch of a chore.
+const STRETCH: u32 = 5;
+
+/// A backend as the operator and the probes see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    pub wish: Wish,
+    /// Its id and what that may be used for; none: it is not in service.
+    pub standing: Option<(u32, Standing)>,
+}
+
+/// What the daemon knows of ids.
+#[derive(Clone, Copy, Debug)]
+pub struct Known([Option<(u32, Status)>; IDS]);
+
+impl Backends for Known {
+    fn status(&self, backend: u32) -> Status {
+        self.0
+            .get(backend as usize)
+            .copied()
+            .flatten()
+            .map_or(Status::Gone, |(_, status)| status)
+    }
+
+    fn table(&self, backend: u32) -> Option<TableWord> {
+        let (service, _) = (*self.0.get(backend as usize)?)?;
+        Some(World::table(service))
+    }
+}
+
+/// The incumbents' statuses as a mutation tells them to a change.
+struct Told(Known, Mutation);
+
+impl Backends for Told {
+    fn status(&self, backend: u32) -> Status {
+        match (self.1, self.0.status(backend)) {
+            (Mutation::GoneIncumbent, Status::Gone) if backend != 0 => Status::Down,
+            (Mutation::DownIncumbent, Status::Down) => Status::Gone,
+            (_, status) => status,
+        }
+    }
+
+    fn table(&self, backend: u32) -> Option<TableWord> {
+        self.0.table(backend)
+    }
+}
+
+/// Statuses and slots to write.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    heads: Vec<(u32, Option<Head>)>,
+    primaries: [u32; SLOTS],
+    came_back: u32,
+    /// First rebuilds the book: a daemon that has just started.
+    adopts: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum Chore {
+    Change(Plan),
+    Sweep(Sweep),
+    Settle(Option<Settle>),
+    Removal(Removal),
+    Free(u32),
+}
+
+/// A chore under way.
+#[derive(Clone, Debug)]
+struct Work {
+    chore: Chore,
+    log: Log,
+    /// Serial before which packets must have left; none: not waiting.
+    waits: Option<u32>,
+    /// Grace periods it asked for.
+    graces: u32,
+    started: u64,
+}
+
+pub struct Daemon {
+    pub backends: [Backend; BACKENDS],
+    pub known: Known,
+    primaries: [u32; SLOTS],
+    tracking: [Tracking; SERVICES as usize],
+    book: Book,
+    /// A chore; a change may run while it waits.
+    work: Option<Work>,
+    change: Option<Work>,
+    /// Ids that are GONE.
+    leaving: Vec<u32>,
+    /// Where the rendezvous order comes from.
+    order: u64,
+    /// Something is wished that is not done.
+    pub dirty: bool,
+}
+
+struct DaemonMemory<'w> {
+    turn: Turn<'w>,
+    started: u64,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Adopt,
+    Change,
+    Sweep,
+    Settle,
+    Removal,
+}
+
+impl SharedMemory for DaemonMemory<'_> {
+    fn slot(&self, slot: u32) -> SlotWord {
+        let word = SlotWord(self.turn.access(|world| world.slot(slot).0));
+        let sweeps = self.turn.world.mutation == Mutation::SweepsLearning;
+        if sweeps && self.phase == Phase::Sweep {
+            return SlotWord::steady(word.primary());
+        }
+        word
+    }
+
+    fn store_slot(&self, slot: u32, word: SlotWord) {
+        self.turn.access(|world| {
+            world.store_slot(slot, word);
+            1
+        });
+    }
+
+    fn loss(&self, slot: u32) -> u64 {
+        let loss = self.turn.access(|world| world.loss[slot as usize].get());
+        match self.turn.world.mutation {
+            Mutation::LossIgnored => 0,
+            _ => loss,
+        }
+    }
+
+    fn entries(&self) -> u32 {
+        self.turn.world.buckets.get() * 8
+    }
+
+    fn entry(&self, index: u32) -> FlowEntry {
+        FlowEntry(
+            self.turn
+                .access(|world| world.entries[index as usize % ENTRIES].get().0),
+        )
+    }
+
+    fn swap(&self, index: u32, old: FlowEntry, new: FlowEntry) -> bool {
+        if self.turn.world.mutation == Mutation::NoConversion && self.phase == Phase::Settle {
+            return true;
+        }
+        let phase = self.phase;
+        self.turn.access(|world| {
+            let cell = &world.entries[index as usize % ENTRIES];
+            if cell.get() != old {
+                return 0;
+            }
+            let live = old.state() == FlowState::Established;
+            if let (true, Some(slot)) = (live && new.is_empty(), world.place(old)) {
+                let word = world.slot(slot);
+                use lb_common::slot::Mode;
+                world.promise(
+                    phase == Phase::Removal
+                        || word.mode() == Mode::Steady
+                        || (word.mode() == Mode::Residue && old.backend() == word.primary()),
+                    "I5",
+                    "the daemon cleared a live established entry",
+                );
+            }
+            cell.set(new);
+            if new.is_empty() {
+                world.entry_life[index as usize].set(NOBODY);
+            }
+            1
+        }) != 0
+    }
+
+    fn clock(&self) -> u64 {
+        match (self.turn.world.mutation, self.phase) {
+            (Mutation::StaleStart, Phase::Change) => self.started,
+            (Mutation::AdoptedStart, Phase::Adopt) => 0,
+            _ => self.turn.access(|world| world.clock.get()),
+        }
+    }
+}
+
+impl DaemonMemory<'_> {
+    fn store_head(&self, id: u32, head: Option<Head>) {
+        self.turn.access(|world| {
+            world.store_head(id, head);
+            1
+        });
+    }
+}
+
+impl Daemon {
+    /// All backends of `present` are in service, and every slot is at rest.
+    pub fn new(
+        world: &World,
+        present: [bool; BACKENDS],
+        tracking: [Tracking; SERVICES as usize],
+        order: u64,
+    ) -> Self {
+        let absent = Backend {
+            wish: Wish {
+                admin: Admin::Active,
+                health: Health::Up,
+                weight: 1,
+                removed: true,
+            },
+            standing: None,
+        };
+        let mut daemon = Self {
+            backends: [absent; BACKENDS],
+            known: Known([None; IDS]),
+            primaries: [0; SLOTS],
+            tracking,
+            book: Book::new(SLOTS as u32),
+            work: None,
+            change: None,
+            leaving: Vec::new(),
+            order,
+            dirty: false,
+        };
+        for (backend, &present) in daemon.backends.iter_mut().zip(&present) {
+            backend.wish.removed = !present;
+        }
+        daemon.start_change(world, false);
+        daemon.finish(world);
+        daemon
+    }
+
+    fn tables(&self) -> [u32; SLOTS] {
+        std::array::from_fn(|slot| {
+            let active = (0..BACKENDS).filter_map(|index| {
+                let (id, standing) = self.backends[index].standing?;
+                (service_of(index) == slot as u32 / TABLE && standing.status() == Status::Active)
+                    .then_some((index, id))
+            });
+            // Rendezvous: a table that hardly changes when the set does, as Maglev's does.
+            let best = active.max_by_key(|&(index, _)| {
+                (self.order ^ ((index as u64) << 8) ^ ((slot as u64) << 16))
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    .rotate_left(23)
+                    .wrapping_mul(0xd6e8_feb8_6659_fd93)
+            });
+            best.map_or(self.primaries[slot], |(_, id)| id)
+        })
+    }
+
+    /// Whether a timer of a backend ran out.
+    pub fn timer_due(&self, now: u64) -> bool {
+        self.backends.iter().any(|backend| {
+            backend
+                .standing
+                .is_some_and(|(_, standing)| standing.next().is_some_and(|next| next <= now))
+        })
+    }
+
+    fn head_of(service: u32, status: Status) -> Option<Head> {
+        Some(Head::new(service, status, 0))
+    }
+
+    /// Brings statuses and slots in line with what is wished.
+    pub fn start_change(&mut self, world: &World, adopts: bool) {
+        let now = world.clock.get();
+        let mut plan = Plan {
+            heads: Vec::new(),
+            primaries: [0; SLOTS],
+            came_back: 0,
+            adopts,
+        };
+        for index in 0..BACKENDS {
+            let service = service_of(index);
+            let backend = &mut self.backends[index];
+            if let Some((id, standing)) = &mut backend.standing {
+                let from = self.known.status(*id);
+                standing.update(backend.wish, now);
+                let to = standing.status();
+                if from == Status::Down && to.carries() {
+                    plan.came_back |= 1 << *id;
+                }
+                if from != to {
+                    plan.heads.push((*id, Self::head_of(service, to)));
+                    self.known.0[*id as usize] = Some((service, to));
+                }
+                if to == Status::Gone {
+                    self.leaving.push(*id);
+                    backend.standing = None;
+                }
+            } else if !backend.wish.removed
+                && backend.wish.health != Health::Down
+                && backend.wish.admin != Admin::Disabled
+                && let Some(id) = (1..IDS as u32).find(|&id| self.known.0[id as usize].is_none())
+                && usize::from(world.lives.get()) + 1 < crate::world::LIVES
+            {
+                world.give_birth(id, service);
+                let standing = Standing::new(TIMERS, backend.wish, now);
+                plan.heads
+                    .push((id, Self::head_of(service, standing.status())));
+                self.known.0[id as usize] = Some((service, standing.status()));
+                backend.standing = Some((id, standing));
+            }
+        }
+        self.primaries = self.tables();
+        plan.primaries = self.primaries;
+        self.dirty = false;
+        self.change = Some(Work {
+            chore: Chore::Change(plan),
+            log: Log::default(),
+            waits: None,
+            graces: 0,
+            started: now,
+        });
+    }
+
+    pub fn start_sweep(&mut self, world: &World) {
+        let mut book = self.book.clone();
+        if world.mutation == Mutation::RestsWithoutGrace {
+            book.passed(book.mark());
+        }
+        self.start(world, Chore::Sweep(Sweep::begin(&book)), None);
+    }
+
+    pub fn start_settle(&mut self, world: &World) {
+        self.start(world, Chore::Settle(None), None);
+    }
+
+    /// Frees an id that is GONE, if there is one that no slot names.
+    pub fn start_removal(&mut self, world: &World) {
+        let unnamed = |id: u32| {
+            (0..SLOTS as u32).all(|slot| {
+                let word = world.slot(slot);
+                word.primary() != id && word.incumbent() != id
+            })
+        };
+        let Some(at) = self.leaving.iter().position(|&id| unnamed(id)) else {
+            return;
+        };
+        let id = self.leaving.swap_remove(at);
+        let (chore, waits) = match world.mutation {
+            Mutation::FreedAtOnce => (Chore::Free(id), None),
+            Mutation::PurgeBeforeGrace => (Chore::Removal(Removal::begin(id)), None),
+            _ => (Chore::Removal(Removal::begin(id)), Some(world.serial.get())),
+        };
+        self.start(world, chore, waits);
+    }
+
+    fn start(&mut self, world: &World, chore: Chore, waits: Option<u32>) {
+        self.work = Some(Work {
+            chore,
+            log: Log::default(),
+            waits,
+            graces: 0,
+            started: world.clock.get(),
+        });
+    }
+
+    pub fn idle(&self) -> bool {
+        self.work.is_none() && self.change.is_none()
+    }
+
+    pub fn changing(&self) -> bool {
+        self.change.is_some()
+    }
+
+    /// Whether a change may begin: between the steps of a chore, never within one.
+    pub fn may_change(&self) -> bool {
+        self.change.is_none() && self.work.as_ref().is_none_or(|work| work.log.0.is_empty())
+    }
+
+    /// Whether what it does next waits for packets in flight. `oldest`: serial of the first that is in flight.
+    pub fn waits(&self, oldest: u32) -> bool {
+        self.change.is_none()
+            && self
+                .work
+                .as_ref()
+                .is_some_and(|work| work.waits.is_some_and(|serial| oldest <= serial))
+    }
+
+    /// Goes on for at most `budget` accesses.
+    pub fn run(&mut self, world: &World, budget: u32) {
+        let changing = self.change.is_some();
+        let Some(mut work) = self.change.take().or_else(|| self.work.take()) else {
+            return;
+        };
+        // The caller saw to it that the packets have left.
+        work.waits = None;
+        let mut chore = work.chore.clone();
+        let mut book = self.book.clone();
+        let memory = DaemonMemory {
+            turn: Turn::new(world, &mut work.log, budget),
+            started: work.started,
+            phase: match &chore {
+                Chore::Change(_) => Phase::Change,
+                Chore::Sweep(_) => Phase::Sweep,
+                Chore::Settle(_) => Phase::Settle,
+                Chore::Removal(_) | Chore::Free(_) => Phase::Removal,
+            },
+        };
+        let step = self.step(&mut chore, &mut book, memory, &mut work.log);
+        match step {
+            None => {}
+            Some(step) => {
+                work.chore = chore;
+                work.log.0.clear();
+                self.book = book;
+                match step {
+                    Step::More => {}
+                    Step::Grace => {
+                        work.graces += 1;
+                        work.waits = grace(world, &work);
+                    }
+                    Step::Done => {
+                        self.done(world, work.chore);
+                        return;
+                    }
+                }
+            }
+        }
+        if changing {
+            self.change = Some(work);
+        } else {
+            self.work = Some(work);
+        }
+    }
+
+    /// One step of a chore; `None` if it ran out of accesses on the way.
+    fn step(
+        &self,
+        chore: &mut Chore,
+        book: &mut Book,
+        mut memory: DaemonMemory<'_>,
+        log: &mut Log,
+    ) -> Option<Step> {
+        let world = memory.turn.world;
+        let step = match chore {
+            Chore::Change(plan) => {
+                if plan.adopts {
+                    memory.phase = Phase::Adopt;
+                    *book = Book::adopt(SLOTS as u32, &memory);
+                    memory.phase = Phase::Change;
+                }
+                let late = world.mutation == Mutation::SlotsFirst;
+                if !late {
+                    for &(id, head) in &plan.heads {
+                        memory.store_head(id, head);
+                    }
+                }
+                for service in 0..SERVICES {
+                    let first = service * TABLE;
+                    let range = first as usize..(first + TABLE) as usize;
+                    change::change(
+                        &memory,
+                        book,
+                        &Told(self.known, world.mutation),
+                        first,
+                        &plan.primaries[range],
+                        self.tracking[service as usize],
+                        |id| {
+                            plan.came_back & (1 << id) != 0
+                                && world.mutation != Mutation::NotLearntAnew
+                        },
+                    );
+                }
+                if late {
+                    for &(id, head) in &plan.heads {
+                        memory.store_head(id, head);
+                    }
+                }
+                Step::Done
+            }
+            Chore::Sweep(sweep) => {
+                if sweep.walk(&memory, &self.known, STRETCH) {
+                    sweep.clone().finish(&memory, book, 0..SLOTS as u32);
+                    Step::Done
+                } else {
+                    Step::More
+                }
+            }
+            Chore::Settle(settle) => match settle {
+                Some(settle) => settle.step(&memory, book, &self.known, STRETCH),
+                None => {
+                    let window = match world.mutation {
+                        Mutation::SettlesEarly => IDLE / 2,
+                        _ => IDLE,
+                    };
+                    let scopes: [Scope; SERVICES as usize] = std::array::from_fn(|service| Scope {
+                        slots: service as u32 * TABLE..(service as u32 + 1) * TABLE,
+                        tracking: self.tracking[service],
+                        window,
+                    });
+                    *settle = Settle::begin(&memory, book, &self.known, &scopes);
+                    if settle.is_some() {
+                        Step::Grace
+                    } else {
+                        Step::Done
+                    }
+                }
+            },
+            Chore::Removal(removal) => removal.step(&memory, STRETCH),
+            Chore::Free(id) => {
+                memory.store_head(*id, None);
+                Step::Done
+            }
+        };
+        memory.turn.end(log).then_some(step)
+    }
+
+    fn done(&mut self, world: &World, chore: Chore) {
+        match chore {
+            Chore::Removal(removal) => self.start(world, Chore::Free(removal.id()), None),
+            Chore::Free(id) => {
+                self.known.0[id as usize] = None;
+                world.life_of[id as usize].set(NOBODY);
+                // A backend that waits for an id.
+                self.dirty |= self
+                    .backends
+                    .iter()
+                    .any(|b| b.standing.is_none() && !b.wish.removed);
+            }
+            Chore::Change(plan) => self.same_everywhere(world, &plan),
+            Chore::Sweep(_) | Chore::Settle(_) => {}
+        }
+    }
+
+    /// I8: after a change every slot has the primary that the set of ACTIVE backends gives it.
+    fn same_everywhere(&self, world: &World, plan: &Plan) {
+        for (slot, &primary) in (0..).zip(&plan.primaries) {
+            world.promise(
+                world.slot(slot).primary() == primary,
+                "I8",
+                "a slot has another primary than its table says",
+            );
+        }
+    }
+
+    /// Waits for a grace period now, so that the next sweep may put more to rest.
+    pub fn wants_grace(&self) -> bool {
+        self.book.wants_grace(0..SLOTS as u32)
+    }
+
+    /// A grace period between sweeps; nothing was in flight when it ended.
+    pub fn grace_passed(&mut self) {
+        self.book.passed(self.book.mark());
+    }
+
+    /// Nothing is in flight: everything under way is finished.
+    pub fn finish(&mut self, world: &World) {
+        for _ in 0..64 {
+            if self.idle() {
+                return;
+            }
+            self.run(world, u32::MAX);
+        }
+        world.promise(false, "end", "the daemon does not finish");
+    }
+
+    /// SIGKILL, and a new daemon: it knows what is in shared memory and what is wished, nothing else.
+    pub fn killed(&mut self, world: &World) {
+        let now = world.clock.get();
+        (self.work, self.change) = (None, None);
+        self.leaving.clear();
+        for id in 1..IDS as u32 {
+            let head = world.head(id);
+            self.known.0[id as usize] = head.map(|head| (head.service(), head.status()));
+            if head.is_none() {
+                world.life_of[id as usize].set(NOBODY);
+            } else if world.status(id) == Status::Gone {
+                self.leaving.push(id);
+            }
+        }
+        let known = self.known;
+        for backend in &mut self.backends {
+            backend.standing = backend
+                .standing
+                .filter(|&(id, _)| known.status(id) != Status::Gone)
+                .map(|(id, _)| (id, Standing::new(TIMERS, backend.wish, now)));
+        }
+        // What no backend of the wish has is on its way out.
+        let mut orphans = Vec::new();
+        for id in 1..IDS as u32 {
+            let owned = self
+                .backends
+                .iter()
+                .any(|b| b.standing.is_some_and(|(own, _)| own == id));
+            if let (false, Some((service, status))) = (owned, known.0[id as usize])
+                && status != Status::Gone
+            {
+                self.known.0[id as usize] = Some((service, Status::Gone));
+                self.leaving.push(id);
+                orphans.push((id, Self::head_of(service, Status::Gone)));
+            }
+        }
+        self.start_change(world, true);
+        if let Some(Work {
+            chore: Chore::Change(plan),
+            ..
+        }) = &mut self.change
+        {
+            plan.heads.extend(orphans);
+        }
+    }
+}
+
+/// Which packets a grace period waits for, unless a mutation does not.
+fn grace(world: &World, work: &Work) -> Option<u32> {
+    let skipped = match (world.mutation, &work.chore) {
+        (Mutation::NoFirstGrace, Chore::Settle(_)) => work.graces == 1,
+        (Mutation::NoSecondGrace, Chore::Settle(_)) => work.graces == 2,
+        (Mutation::FreedBeforeGrace, Chore::Removal(_)) => true,
+        _ => false,
+    };
+    (!skipped).then(|| world.serial.get())
+}
