@@ -14,7 +14,7 @@ use lb_common::encap::Way;
 use lb_common::reason::Reason;
 use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
 use lb_common::slot::SlotWord;
-use lb_common::track::TableWord;
+use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace};
 use lb_userspace::model::{Affinity, Capacity, OnEmpty, Protocol, ServiceKey, TableSize};
@@ -180,6 +180,7 @@ fn one_service(plane: &mut KernelDataPlane) {
         Operation::WriteBackend {
             id: 1,
             service: 1,
+            status: Status::Active,
             route: route(0xaa),
             table: TableWord::default(),
         },
@@ -215,6 +216,7 @@ fn operations_take_effect_and_are_counted() {
     let stolen = Operation::WriteBackend {
         id: 1,
         service: 2,
+        status: Status::Active,
         route: route(0xbb),
         table: TableWord::default(),
     };
@@ -238,6 +240,7 @@ fn what_is_out_of_range_is_refused() {
         let write = Operation::WriteBackend {
             id,
             service: 1,
+            status: Status::Active,
             route: Route::NONE,
             table: TableWord::default(),
         };
@@ -304,6 +307,7 @@ fn no_packet_sees_a_half_written_route() {
         let write = Operation::WriteBackend {
             id: 1,
             service: 1,
+            status: Status::Active,
             route: routes[i as usize % 2],
             table: TableWord::default(),
         };
@@ -367,6 +371,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         address: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
+        status: Status::Active,
         only_down: false,
         may_keep: true,
         route: Some(route(n)),

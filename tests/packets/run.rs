@@ -66,7 +66,7 @@ impl Native {
     pub fn new() -> Result<Self> {
         let buckets = CAPACITY.services * 32;
         let tables = MemoryTables::new(SEED, buckets, CAPACITY.slots, CAPACITY.backends + 1);
-        let mut plane = MemoryDataPlane { tables };
+        let mut plane = MemoryDataPlane::new(tables);
         for operation in world::operations(other()) {
             plane.apply(&operation)?;
         }

@@ -11,7 +11,7 @@ use lb_common::address::Address;
 use lb_common::encap::Way;
 use lb_common::service::{Service as Found, ServiceTuple, vip_bit};
 use lb_common::slot::SlotWord;
-use lb_common::track::TableWord;
+use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::Operation;
 use lb_userspace::model::Capacity;
 
@@ -364,6 +364,7 @@ pub fn operations(other: u32) -> Vec<Operation> {
             operations.push(Operation::WriteBackend {
                 id: backend.id,
                 service: backend.service,
+                status: Status::Active,
                 route,
                 table: TableWord::default(),
             });

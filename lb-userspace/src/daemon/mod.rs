@@ -2,6 +2,7 @@
 //!
 //! Owns: start, order, end. Does not own: what is decided (`state`, `plan`), nor how (`owner`).
 
+mod chores;
 mod commands;
 mod kernel_log;
 mod overlay;

@@ -21,6 +21,7 @@ use crate::model::Config;
 use crate::netlink::{NextHopEvent, NextHopsHandle};
 use crate::plan::Installed;
 use crate::state::{BackendRef, State};
+use crate::tracking::sweep::Tally;
 
 use super::overlay::Restored;
 use super::store::Store;
@@ -72,6 +73,13 @@ pub struct Owner {
     pub(super) apply_error: Option<String>,
     pub(super) attach_error: Option<String>,
     pub(super) table_changes: u64,
+    /// When a backend's status changes by itself.
+    next_turn: Option<Instant>,
+    /// Some slot is not at rest, or some flow is remembered.
+    pub(super) restless: bool,
+    pub(super) next_sweep: Instant,
+    /// What the last sweep saw.
+    pub(super) tally: Tally,
     /// Counted for backends whose ids are gone.
     pub(super) retired: BackendCounters,
     readiness: watch::Sender<Vec<String>>,
@@ -116,6 +124,10 @@ impl Owner {
             apply_error: None,
             attach_error: None,
             table_changes: 0,
+            next_turn: None,
+            restless: false,
+            next_sweep: Instant::now(),
+            tally: Tally::default(),
             retired: BackendCounters::default(),
             readiness,
         }
@@ -180,7 +192,11 @@ impl Owner {
         } else if self.attachments.is_empty() {
             self.attach_by.max(now)
         } else {
-            now + INTERFACES
+            let sweep = self.restless.then_some(self.next_sweep);
+            let due = [self.next_turn, sweep].into_iter().flatten().min();
+            (now + INTERFACES)
+                .min(due.unwrap_or(now + INTERFACES))
+                .max(now)
         }
     }
 
@@ -193,6 +209,9 @@ impl Owner {
                 tracing::error!("the data plane could not be brought up to date: {error:#}");
             }
             self.apply_error = text;
+        }
+        if let Err(error) = self.chores() {
+            tracing::error!("flows could not be looked after: {error:#}");
         }
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
         let wanted = &self.config.node.interfaces;
@@ -231,6 +250,10 @@ impl Owner {
 
     /// Plans and applies. Returns what moved.
     pub(super) fn apply(&mut self) -> Result<Moves> {
+        let now = self.plane.clock();
+        let turn = self.state.advance(now);
+        self.next_turn =
+            turn.map(|at| Instant::now() + Duration::from_nanos(at.saturating_sub(now)));
         let plan = self
             .installed
             .plan(&self.state.desired(), self.apply_error.is_some())?;
@@ -241,6 +264,7 @@ impl Owner {
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
+                self.restless |= matches!(operation, Operation::ChangeSlots { .. });
                 let Operation::ClearBackend { id } = operation else {
                     self.plane.apply(operation)?;
                     continue;

@@ -4,7 +4,6 @@ use std::time::UNIX_EPOCH;
 
 use lb_common::abi::BackendCounters;
 use lb_common::reason::Reason;
-use lb_common::slot::Mode;
 
 use super::owner::Owner;
 use crate::api::dto::{
@@ -281,12 +280,14 @@ impl Owner {
                     digest: format!("{digest:016x}"),
                 });
             }
-            // Until connections are tracked every slot is at rest.
-            slots.push(SlotSample {
-                service: service.spec.name.clone(),
-                mode: format!("{:?}", Mode::Steady).to_lowercase(),
-                slots: installed.size.into(),
-            });
+            let modes = self.plane.modes(installed.first_slot, installed.size);
+            for (mode, slots_in_mode) in ["steady", "learn", "residue"].into_iter().zip(modes) {
+                slots.push(SlotSample {
+                    service: service.spec.name.clone(),
+                    mode: mode.to_owned(),
+                    slots: slots_in_mode,
+                });
+            }
         }
         Snapshot {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -303,6 +304,7 @@ impl Owner {
             probes,
             table_digests,
             slots,
+            flow_entries: self.flow_counts().to_vec(),
             table_changes: self.table_changes,
         }
     }

@@ -19,11 +19,11 @@ use lb_common::track::{Head, Status, TableWord};
 use super::mapped::Mapped;
 use super::shared::{Records, Shared};
 use super::{DataPlane, Operation, grace, objects};
+use crate::model::Capacity;
 use crate::tracking::change::change;
 use crate::tracking::settle::{Scope, Settle};
 use crate::tracking::sweep::{Sweep, Tally};
 use crate::tracking::{Book, SharedMemory as _, Step, Tracking};
-use crate::model::Capacity;
 
 /// The loaded program and its maps.
 pub struct KernelDataPlane {
@@ -134,6 +134,11 @@ impl KernelDataPlane {
             .context("this kernel does not say (before 5.16)")
     }
 
+    /// The packets' clock, nanoseconds.
+    pub fn clock(&self) -> u64 {
+        self.shared().clock()
+    }
+
     /// Grace periods waited for so far: those of plans, and those before something is written over.
     pub const fn grace_periods(&self) -> u64 {
         self.epoch
@@ -147,7 +152,13 @@ impl KernelDataPlane {
         Ok(())
     }
 
-    fn write_backend(&mut self, id: u32, head: (u32, Status), route: &Route, table: TableWord) -> Result<()> {
+    fn write_backend(
+        &mut self,
+        id: u32,
+        head: (u32, Status),
+        route: &Route,
+        table: TableWord,
+    ) -> Result<()> {
         self.check_id(id)?;
         // A packet may still be copying the route that the last flip put out of force.
         if self.routes_flipped[id as usize] == Some(self.epoch) {
@@ -212,7 +223,15 @@ impl KernelDataPlane {
             flows: &self.flows,
         };
         let back = |id| came_back.contains(&id);
-        change(&shared, &mut self.book, &records, first, primaries, tracking, back);
+        change(
+            &shared,
+            &mut self.book,
+            &records,
+            first,
+            primaries,
+            tracking,
+            back,
+        );
         Ok(())
     }
 
@@ -324,7 +343,11 @@ impl DataPlane for KernelDataPlane {
     }
 
     fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally> {
-        let end = scopes.iter().map(|scope| scope.slots.end).max().unwrap_or(0);
+        let end = scopes
+            .iter()
+            .map(|scope| scope.slots.end)
+            .max()
+            .unwrap_or(0);
         if self.book.wants_grace(0..end) {
             self.grace()?;
         }

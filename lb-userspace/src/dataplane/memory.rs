@@ -185,7 +185,11 @@ impl DataPlane for MemoryDataPlane {
     }
 
     fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally> {
-        let end = scopes.iter().map(|scope| scope.slots.end).max().unwrap_or(0);
+        let end = scopes
+            .iter()
+            .map(|scope| scope.slots.end)
+            .max()
+            .unwrap_or(0);
         let (shared, records, book) = self.shared(None);
         let mark = book.mark();
         book.passed(mark);

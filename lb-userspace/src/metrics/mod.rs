@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub probes: Vec<ProbeSample>,
     pub table_digests: Vec<TableDigest>,
     pub slots: Vec<SlotSample>,
+    /// Remembered flows by state: `syn`, `learnt`, `established`, `closed`.
+    pub flow_entries: Vec<(&'static str, u64)>,
     /// Changes of lookup tables since the daemon started.
     pub table_changes: u64,
 }
@@ -171,6 +173,17 @@ impl Collector for Families {
                 ("mode", sample.mode.as_str()),
             ];
             family.encode_family(&labels)?.encode_gauge(&sample.slots)?;
+        }
+
+        let mut family = gauge(
+            out,
+            "sluice_flow_table_entries",
+            "Flows remembered around changes, by state: syn, learnt, established or closed; as of the last sweep",
+        )?;
+        for (state, entries) in &self.0.flow_entries {
+            family
+                .encode_family(&[("state", *state)])?
+                .encode_gauge(entries)?;
         }
 
         let mut family = counter(

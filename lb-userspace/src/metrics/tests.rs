@@ -63,6 +63,7 @@ fn snapshot() -> Snapshot {
             mode: "steady".to_owned(),
             slots: 1_021,
         }],
+        flow_entries: vec![("established", 3)],
         table_changes: 4,
     }
 }
@@ -87,6 +88,7 @@ const SAMPLES: &[&str] = &[
     r#"sluice_probe_duration_seconds_bucket{le="5.0",service="web",backend="10.0.0.11"} 2"#,
     r#"sluice_probe_duration_seconds_bucket{le="+Inf",service="web",backend="10.0.0.11"} 3"#,
     r#"sluice_slots{service="web",mode="steady"} 1021"#,
+    r#"sluice_flow_table_entries{state="established"} 3"#,
     "sluice_table_changes_total 4",
     r#"sluice_table_digest_info{service="web",digest="9f86d081"} 1"#,
     r#"sluice_build_info{version="0.1.0"} 1"#,

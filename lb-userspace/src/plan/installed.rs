@@ -12,9 +12,9 @@ use lb_common::service::{Service, ServiceTuple, vip_bit};
 use lb_common::track::{Status, TableWord};
 
 use super::PlanError;
-use crate::tracking::Tracking;
 use crate::maglev::{self, Member};
 use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
+use crate::tracking::Tracking;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstalledBackend {
@@ -108,11 +108,15 @@ pub(super) struct StrayRange {
 
 /// How long a flow may be silent before it is forgotten: 2 h 4 min for TCP (RFC 5382 REQ-5), 300 s for UDP (RFC 4787 REQ-5 recommends
 /// five minutes).
-const fn flow_idle(protocol: Protocol) -> u16 {
-    Age::units(match protocol {
+pub const fn flow_idle_seconds(protocol: Protocol) -> u64 {
+    match protocol {
         Protocol::Tcp => 7_440,
         Protocol::Udp => 300,
-    })
+    }
+}
+
+const fn flow_idle(protocol: Protocol) -> u16 {
+    Age::units(flow_idle_seconds(protocol))
 }
 
 /// The planner's mirror of the data plane. Cheap to clone: services are shared.

@@ -16,10 +16,10 @@ use crate::dataplane::Operation;
 use lb_common::track::Status;
 
 use crate::maglev::{self, Member, Moves};
-use crate::tracking::Tracking;
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
+use crate::tracking::Tracking;
 
-pub use installed::{Installed, InstalledBackend, InstalledService};
+pub use installed::{Installed, InstalledBackend, InstalledService, flow_idle_seconds};
 
 /// A service as the data plane should hold it.
 #[derive(Clone, Debug)]

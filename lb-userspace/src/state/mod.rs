@@ -5,10 +5,10 @@
 
 mod document;
 mod eligible;
-mod standings;
 mod fit;
 mod merge;
 mod overlay;
+mod standings;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

@@ -29,8 +29,8 @@ use lb_common::flow::FlowEntry;
 use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 
-pub use book::{Book, Mark};
 pub use crate::model::Tracking;
+pub use book::{Book, Mark};
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;

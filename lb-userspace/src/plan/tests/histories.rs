@@ -93,6 +93,7 @@ fn make(key: ServiceKey, n: u8, backend: Backend) -> DesiredBackend {
         weight: backend.weight,
         // As `state` says: weight and a known way are needed.
         eligible: backend.healthy && backend.weight > 0 && backend.route.is_some(),
+        status: lb_common::track::Status::Active,
         only_down: backend.down
             && !backend.healthy
             && backend.weight > 0
@@ -110,6 +111,7 @@ fn edit_into(wanted: &mut Wanted, edit: &Edit) {
             let service = DesiredService {
                 key,
                 affinity: settings.affinity,
+                tracking: crate::tracking::Tracking::Adaptive,
                 table_size: settings.size,
                 on_empty: settings.on_empty,
                 backends: unique.iter().map(|(n, b)| make(key, *n, *b)).collect(),

@@ -1,0 +1,62 @@
+//! The regular chores of connection tracking: sweep, settle. At rest there are none.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use lb_common::flow::FlowState;
+
+use super::owner::Owner;
+use crate::dataplane::DataPlane as _;
+use crate::model::Protocol;
+use crate::tracking::SECOND;
+use crate::tracking::settle::Scope;
+
+/// Between two walks over the flow table.
+pub const SWEEP: Duration = Duration::from_secs(4);
+
+/// How long a flow may be silent, nanoseconds: the window that a slot learns for.
+const fn window(protocol: Protocol) -> u64 {
+    crate::plan::flow_idle_seconds(protocol) * SECOND
+}
+
+/// Entries of the flow table by state, as the last sweep left them.
+pub type FlowCounts = [(&'static str, u64); 4];
+
+impl Owner {
+    /// Walks over the flow table, if some slot is not at rest and it is time.
+    pub(super) fn chores(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if !self.restless || now < self.next_sweep {
+            return Ok(());
+        }
+        self.next_sweep = now + SWEEP;
+        let scope = |(key, service): (
+            &crate::model::ServiceKey,
+            &std::sync::Arc<crate::plan::InstalledService>,
+        )| Scope {
+            slots: service.first_slot..service.first_slot + service.size,
+            tracking: service.tracking,
+            window: window(key.protocol),
+        };
+        let scopes: Vec<_> = self.installed.services.iter().map(scope).collect();
+        // Grace periods block this thread for some milliseconds.
+        self.tally = tokio::task::block_in_place(|| self.plane.maintain(&scopes))?;
+        let changing = scopes.iter().any(|scope| {
+            let size = scope.slots.end - scope.slots.start;
+            let [steady, ..] = self.plane.modes(scope.slots.start, size);
+            steady != u64::from(size)
+        });
+        self.restless = changing || self.tally.states.iter().any(|count| *count > 0);
+        Ok(())
+    }
+
+    pub(super) fn flow_counts(&self) -> FlowCounts {
+        let of = |state: FlowState| u64::from(self.tally.states[state as usize]);
+        [
+            ("syn", of(FlowState::Syn)),
+            ("learnt", of(FlowState::Learnt)),
+            ("established", of(FlowState::Established)),
+            ("closed", of(FlowState::Closed)),
+        ]
+    }
+}
