@@ -439,12 +439,14 @@ impl Resolver {
 fn insert_neighbour(
     table: &mut HashMap<NeighbourKey, Neighbour>,
     key: NeighbourKey,
-    mut new: Neighbour,
+    new: Neighbour,
 ) {
-    if let Some(old) = table.get(&key) {
-        new.failed |= old.failed && new.mac.is_none();
-    }
-    table.insert(key, new);
+    // Not `new.failed |= …`: rustc 1.95 and 1.96 miscompile that here when they optimise (the family of rust-lang/rust#150904).
+    let failed = match table.get(&key) {
+        Some(old) => new.failed || (old.failed && new.mac.is_none()),
+        None => new.failed,
+    };
+    table.insert(key, Neighbour { failed, ..new });
 }
 
 /// The next change; subscribes again when the subscription broke.
