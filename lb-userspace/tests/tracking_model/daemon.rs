@@ -205,7 +205,8 @@ impl SharedMemory for DaemonMemory<'_> {
 
     fn clock(&self) -> u64 {
         match (self.turn.world.mutation, self.phase) {
-            (Mutation::StaleStart, Phase::Change) => self.started,
+            (Mutation::StaleStart, Phase::Change)
+            | (Mutation::SweepsByOldClock, Phase::Sweep) => self.started,
             (Mutation::AdoptedStart, Phase::Adopt) => 0,
             _ => self.turn.access(|world| world.clock.get()),
         }
@@ -386,10 +387,6 @@ impl Daemon {
 
     pub fn idle(&self) -> bool {
         self.work.is_none() && self.change.is_none()
-    }
-
-    pub fn changing(&self) -> bool {
-        self.change.is_some()
     }
 
     /// Whether a change may begin: between the steps of a chore, never within one.

@@ -19,12 +19,13 @@ pub enum Cause {
     ForgedOpenerIdle,
     ForgedEnd,
     HalfClosed,
+    UnlearntEnd,
     NoOpener,
     UnpinnedWhileDown,
 }
 
 impl Cause {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Down,
         Self::Gone,
         Self::Idle,
@@ -32,6 +33,7 @@ impl Cause {
         Self::ForgedOpenerIdle,
         Self::ForgedEnd,
         Self::HalfClosed,
+        Self::UnlearntEnd,
         Self::NoOpener,
         Self::UnpinnedWhileDown,
     ];
@@ -45,7 +47,10 @@ impl Cause {
             Self::ForgedOpenerIdle => "SYN forged while its backend took no new flows",
             Self::ForgedEnd => "FIN forged, then silent for 8 s or more",
             Self::HalfClosed => "half closed, then silent for 8 s or more",
-            Self::NoOpener => "UDP, begun while the incumbent was DOWN",
+            Self::UnlearntEnd => {
+                "half closed by its first packet after a change, and its slot settled before the next"
+            }
+            Self::NoOpener => "UDP, begun while the incumbent or its last backend was DOWN",
             Self::UnpinnedWhileDown => "opened without a pin while the incumbent was DOWN",
         }
     }
@@ -82,6 +87,8 @@ pub struct Flow {
     pub own: u8,
     causes: u16,
     fin_forged: bool,
+    /// When a forged opener last arrived, by the count of accesses.
+    forged_opener: u32,
     /// Its FIN or RST was seen by its entry, and nothing came after.
     ended: bool,
 }
@@ -105,6 +112,7 @@ impl Flow {
             own: 0,
             causes: 0,
             fin_forged: false,
+            forged_opener: 0,
             ended: false,
         }
     }
@@ -157,7 +165,9 @@ impl Flow {
     ) {
         self.in_flight -= 1;
         if packet.forged {
-            self.forged(world, packet, outcome);
+            if packet.kind == Kind::Open {
+                self.forged_opener = world.serial.get();
+            }
             return;
         }
         self.own -= 1;
@@ -169,7 +179,8 @@ impl Flow {
         }
     }
 
-    fn forged(&mut self, world: &World, packet: &Packet, _outcome: &Outcome) {
+    /// A forged packet of it has come some way: what it stored may break the connection.
+    pub fn forged(&mut self, packet: &Packet) {
         if let Some((old, new)) = packet.notes.stored {
             let own = !old.is_empty() && old.tag() == new.tag();
             match packet.kind {
@@ -180,11 +191,8 @@ impl Flow {
                 _ => {}
             }
             self.ended &= packet.kind == Kind::End;
+            self.fin_forged |= packet.kind == Kind::End;
         }
-        if packet.kind == Kind::End {
-            self.fin_forged = true;
-        }
-        let _ = world;
     }
 
     /// A new connection: it lives where its opener went.
@@ -216,6 +224,10 @@ impl Flow {
         } else {
             Phase::Opening
         };
+        // Two openers of one flow at the same moment may both be pinned, to the primaries before and after a change.
+        if self.in_flight > 0 || self.forged_opener >= packet.serial {
+            self.may_break_by(Cause::ForgedOpener);
+        }
         let unremembered = word.mode() == Mode::Learn
             && packet.notes.stored.is_none()
             && outcome.result == Ok(word.primary())
@@ -227,6 +239,11 @@ impl Flow {
             } else {
                 Cause::UnpinnedWhileDown
             });
+        }
+        // What it was before is not forgotten while that backend is DOWN, and no opener says that it is another flow now.
+        let elsewhere = |(id, _)| outcome.result != Ok(id);
+        if self.udp && packet.notes.seen.is_some_and(elsewhere) {
+            self.may_break_by(Cause::NoOpener);
         }
     }
 
@@ -266,11 +283,27 @@ impl Flow {
         if packet.kind == Kind::Icmp {
             return;
         }
+        // It went to its home all the same, as the primary, but was not noted.
+        if !status.carries() || stopped >= packet.serial {
+            self.may_break_by(Cause::Down);
+        }
         let silent = Age::of(packet.started).since(Age::of(self.last));
-        // It is remembered again, as a live one. A packet that was in flight beside this one proves less.
-        if self.in_flight == 0 && silent > CLOSED_REST {
-            self.fin_forged = false;
-            self.causes &= !(Cause::Idle.bit() | Cause::ForgedEnd.bit());
+        // It is remembered again, as a live one: arriving at its home by chance is not enough, nor is a packet that was in flight
+        // beside others.
+        let alone = self.in_flight == 0 && packet.kind == Kind::Other && status.carries();
+        if alone && self.would_go(world) == self.home {
+            self.causes &= !(Cause::UnlearntEnd.bit() | Cause::Down.bit());
+            let stored = packet.notes.stored;
+            if stored.is_some_and(|(_, new)| new.state() != FlowState::Closed) {
+                self.fin_forged = false;
+                self.causes &= !Cause::ForgedEnd.bit();
+            }
+            if silent > CLOSED_REST {
+                self.causes &= !Cause::Idle.bit();
+            }
+        }
+        if packet.kind == Kind::End && packet.notes.seen.is_none() {
+            self.may_break_by(Cause::UnlearntEnd);
         }
         self.last = self.last.max(packet.started);
         self.last_serial = packet.serial;
@@ -283,10 +316,15 @@ impl Flow {
             && outcome.word.mode() != Mode::Steady;
     }
 
-    /// RST was sent: nothing lives any more.
-    pub fn reset(&mut self) {
-        self.phase = Phase::Idle;
-        self.causes = 0;
+    /// Whom its next packet means, were every backend up.
+    fn would_go(&self, world: &World) -> Life {
+        let (primary, incumbent) = world.slot_lives[self.slot as usize].get();
+        if world.slot(self.slot).mode() == Mode::Steady {
+            return primary;
+        }
+        world
+            .find(self.hash, self.service)
+            .map_or(incumbent, |(_, life)| life)
     }
 
     /// Where its next packet would go, without sending one: I1, I2, I3 and I7 at every moment.

@@ -226,7 +226,11 @@ impl History {
         let Some(mut packet) = self.cpus[cpu].take() else {
             return;
         };
-        match packet.run(&self.world, budget) {
+        let outcome = packet.run(&self.world, budget);
+        if let (true, Some(index)) = (packet.forged, packet.flow) {
+            self.flows[index].forged(&packet);
+        }
+        match outcome {
             None => {
                 trace!(self, "cpu {cpu}: … after {} accesses", packet.accesses());
                 self.cpus[cpu] = Some(packet);
@@ -246,12 +250,8 @@ impl History {
             outcome.result,
             outcome.life,
             match packet.notes.stored {
-                Some((old, new)) => format!(
-                    "stored {} in place of {}",
-                    crate::history::entry(new),
-                    crate::history::entry(old)
-                ),
-                None => "stored nothing".to_owned(),
+                Some((old, new)) => format!("stored {} in place of {}", entry(new), entry(old)),
+                None => format!("stored nothing, loss {:?}", self.world.loss),
             }
         );
         openers(&self.world, packet, outcome);
