@@ -171,6 +171,8 @@ impl Flow {
             return;
         }
         self.own -= 1;
+        // What comes after FIN may have opened its entry again.
+        self.ended &= packet.kind != Kind::Other;
         match packet.kind {
             Kind::Open => self.opened(world, packet, outcome),
             _ if self.udp && self.phase == Phase::Idle => self.opened(world, packet, outcome),
@@ -255,7 +257,7 @@ impl Flow {
             let was_down = stopped > self.last_serial;
             if status == Status::Gone {
                 self.lost(Cause::Gone, counts);
-            } else if !status.carries() || stopped >= packet.serial {
+            } else if packet.homeless || !status.carries() || stopped >= packet.serial {
                 if packet.kind != Kind::Icmp {
                     self.lost(Cause::Down, counts);
                 }
@@ -284,13 +286,13 @@ impl Flow {
             return;
         }
         // It went to its home all the same, as the primary, but was not noted.
-        if !status.carries() || stopped >= packet.serial {
+        if packet.homeless || !status.carries() || stopped >= packet.serial {
             self.may_break_by(Cause::Down);
         }
         let silent = Age::of(packet.started).since(Age::of(self.last));
         // It is remembered again, as a live one: arriving at its home by chance is not enough, nor is a packet that was in flight
         // beside others.
-        let alone = self.in_flight == 0 && packet.kind == Kind::Other && status.carries();
+        let alone = self.in_flight == 0 && packet.kind == Kind::Other && status.carries() && !packet.homeless;
         if alone && self.would_go(world) == self.home {
             self.causes &= !(Cause::UnlearntEnd.bit() | Cause::Down.bit());
             let stored = packet.notes.stored;

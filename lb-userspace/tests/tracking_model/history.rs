@@ -138,9 +138,13 @@ impl History {
 
     /// After each burst of accesses: the promises that hold at every moment.
     fn check(&mut self) {
-        for flow in &mut self.flows {
+        for (index, flow) in self.flows.iter_mut().enumerate() {
             flow.age(&self.world);
             flow.foretell(&self.world);
+            if let (Some(broken), Some(trace)) = (self.world.broken.get(), &mut self.trace) {
+                trace.push(format!("{}: {} (flow {index}: {flow:?})", broken.name, broken.what));
+                break;
+            }
         }
         for slot in 0..SLOTS {
             let word = self.world.slots[slot].get();
@@ -189,7 +193,7 @@ impl History {
     ) -> usize {
         let cpu = self.free_cpu();
         let log = self.spare.pop().unwrap_or_default();
-        let packet = Packet::new(&self.world, flow, forged, kind, hash, service, log);
+        let mut packet = Packet::new(&self.world, flow, forged, kind, hash, service, log);
         trace!(
             self,
             "cpu {cpu}: {}{kind:?} of {} to service {service}, slot {} {}",
@@ -199,6 +203,7 @@ impl History {
             show(&self.world, packet.slot)
         );
         if let Some(flow) = flow {
+            packet.homeless = !self.world.status_of(self.flows[flow].home).carries();
             self.flows[flow].in_flight += 1;
             self.flows[flow].own += u8::from(!forged);
         }
@@ -251,7 +256,7 @@ impl History {
             outcome.life,
             match packet.notes.stored {
                 Some((old, new)) => format!("stored {} in place of {}", entry(new), entry(old)),
-                None => format!("stored nothing, loss {:?}", self.world.loss),
+                None => format!("stored nothing; loss {}", self.world.loss[packet.slot as usize].get() / SECOND),
             }
         );
         openers(&self.world, packet, outcome);
@@ -473,6 +478,9 @@ impl History {
         } else {
             Kind::End
         };
+        if self.flows[index].udp {
+            return;
+        }
         let (hash, service) = (self.flows[index].hash, self.flows[index].service);
         self.send(Some(index), true, kind, hash, service);
     }
@@ -574,13 +582,14 @@ fn openers(world: &World, packet: &Packet, outcome: &Outcome) {
 fn show(world: &World, slot: u32) -> String {
     let word = world.slot(slot);
     format!(
-        "{:?}{} P {} {:?} I {} {:?}",
+        "{:?}{} P {} {:?} I {} {:?}, lives {:?}",
         word.mode(),
         if word.settling() { " settling" } else { "" },
         word.primary(),
         world.status(word.primary()),
         word.incumbent(),
         world.status(word.incumbent()),
+        world.slot_lives[slot as usize].get(),
     )
 }
 

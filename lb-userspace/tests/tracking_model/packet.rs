@@ -30,6 +30,8 @@ pub struct Packet {
     /// Which flow's; none: a packet of a flood.
     pub flow: Option<usize>,
     pub forged: bool,
+    /// The connection's backend did not carry when the packet was sent.
+    pub homeless: bool,
     pub kind: Kind,
     pub hash: u64,
     pub service: u32,
@@ -65,6 +67,7 @@ impl Packet {
             started: world.clock.get(),
             flow,
             forged,
+            homeless: false,
             kind,
             hash,
             service,
