@@ -586,6 +586,7 @@ impl Daemon {
         let now = world.clock.get();
         (self.work, self.change) = (None, None);
         self.leaving.clear();
+        self.primaries = std::array::from_fn(|slot| world.slots[slot].get().primary());
         for id in 1..IDS as u32 {
             let head = world.head(id);
             self.known.0[id as usize] = head.map(|head| (head.service(), head.status()));

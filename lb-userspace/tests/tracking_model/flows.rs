@@ -89,6 +89,8 @@ pub struct Flow {
     fin_forged: bool,
     /// When a forged opener last arrived, by the count of accesses.
     forged_opener: u32,
+    /// When a forged FIN was last stored.
+    forged_end: u32,
     /// Its FIN or RST was seen by its entry, and nothing came after.
     ended: bool,
 }
@@ -113,6 +115,7 @@ impl Flow {
             causes: 0,
             fin_forged: false,
             forged_opener: 0,
+            forged_end: 0,
             ended: false,
         }
     }
@@ -182,7 +185,7 @@ impl Flow {
     }
 
     /// A forged packet of it has come some way: what it stored may break the connection.
-    pub fn forged(&mut self, packet: &Packet) {
+    pub fn forged(&mut self, world: &World, packet: &Packet) {
         if let Some((old, new)) = packet.notes.stored {
             let own = !old.is_empty() && old.tag() == new.tag();
             match packet.kind {
@@ -193,7 +196,10 @@ impl Flow {
                 _ => {}
             }
             self.ended &= packet.kind == Kind::End;
-            self.fin_forged |= packet.kind == Kind::End;
+            if packet.kind == Kind::End {
+                self.fin_forged = true;
+                self.forged_end = world.serial.get();
+            }
         }
     }
 
@@ -213,7 +219,7 @@ impl Flow {
             );
         }
         self.ended = false;
-        self.fin_forged = false;
+        self.fin_forged = self.forged_end >= packet.serial;
         self.causes = 0;
         self.home = went;
         self.last = packet.started;

@@ -233,7 +233,7 @@ impl History {
         };
         let outcome = packet.run(&self.world, budget);
         if let (true, Some(index)) = (packet.forged, packet.flow) {
-            self.flows[index].forged(&packet);
+            self.flows[index].forged(&self.world, &packet);
         }
         match outcome {
             None => {
