@@ -233,7 +233,8 @@ impl Flow {
             Phase::Opening
         };
         // Two openers of one flow at the same moment may both be pinned, to the primaries before and after a change.
-        if self.in_flight > 0 || self.forged_opener >= packet.serial {
+        let rivals = self.forged_opener > 0 && world.rivals(self.hash, self.service);
+        if self.in_flight > 0 || self.forged_opener >= packet.serial || rivals {
             self.may_break_by(Cause::ForgedOpener);
         }
         let unremembered = word.mode() == Mode::Learn
@@ -321,6 +322,8 @@ impl Flow {
         self.ended = packet.kind == Kind::End
             && self.in_flight == 0
             && packet.notes.seen.is_some()
+            // Two first packets at the same moment may leave two entries; FIN closes one, the other dies of age.
+            && world.entries_of(self.hash, self.service).count() == 1
             && outcome.word.mode() != Mode::Steady;
     }
 

@@ -139,8 +139,12 @@ impl History {
     /// After each burst of accesses: the promises that hold at every moment.
     fn check(&mut self) {
         for (index, flow) in self.flows.iter_mut().enumerate() {
+            let before = self.world.broken.get().is_some();
             flow.age(&self.world);
             flow.foretell(&self.world);
+            if before {
+                break;
+            }
             if let (Some(broken), Some(trace)) = (self.world.broken.get(), &mut self.trace) {
                 trace.push(format!("{}: {} (flow {index}: {flow:?})", broken.name, broken.what));
                 break;
