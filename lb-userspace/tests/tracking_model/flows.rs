@@ -190,7 +190,7 @@ impl Flow {
             let own = !old.is_empty() && old.tag() == new.tag();
             match packet.kind {
                 Kind::Open if !own => self.may_break_by(Cause::ForgedOpener),
-                Kind::Open if old.backend() != new.backend() => {
+                Kind::Open if old.backend() != new.backend() && packet.notes.inactive => {
                     self.may_break_by(Cause::ForgedOpenerIdle);
                 }
                 _ => {}
@@ -242,7 +242,7 @@ impl Flow {
             && outcome.result == Ok(word.primary())
             && word.primary() != word.incumbent()
             && packet.notes.seen.is_none();
-        if unremembered && packet.notes.incumbent_failed {
+        if unremembered && packet.notes.incumbent_down {
             self.may_break_by(if self.udp {
                 Cause::NoOpener
             } else {
@@ -299,11 +299,15 @@ impl Flow {
         let silent = Age::of(packet.started).since(Age::of(self.last));
         // It is remembered again, as a live one: arriving at its home by chance is not enough, nor is a packet that was in flight
         // beside others.
-        let alone = self.in_flight == 0 && packet.kind == Kind::Other && status.carries() && !packet.homeless;
+        let alone = self.in_flight == 0
+            && packet.kind == Kind::Other
+            && status.carries()
+            && !packet.homeless;
         if alone && self.would_go(world) == self.home {
             self.causes &= !(Cause::UnlearntEnd.bit() | Cause::Down.bit());
             let stored = packet.notes.stored;
-            if stored.is_some_and(|(_, new)| new.state() != FlowState::Closed) {
+            let reopened = stored.is_some_and(|(_, new)| new.state() != FlowState::Closed);
+            if reopened && packet.serial > self.forged_end {
                 self.fin_forged = false;
                 self.causes &= !Cause::ForgedEnd.bit();
             }
@@ -365,8 +369,12 @@ impl Flow {
                 if was_down { "I7" } else { "I5" },
                 "the entry of a live flow names another backend than its own",
             ),
+            // Between a status and its slots: an incumbent that is GONE gets nothing any more.
             None => world.promise(
-                incumbent == self.home,
+                match world.status_of(incumbent) {
+                    Status::Gone => primary == self.home,
+                    _ => incumbent == self.home,
+                },
                 if was_down { "I7" } else { "I2" },
                 "a live flow without an entry is not on its slot's incumbent",
             ),

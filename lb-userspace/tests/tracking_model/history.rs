@@ -75,7 +75,7 @@ impl History {
                 .iter()
                 .any(|flow: &Flow| flow.service == service && flow.hash >> 36 == hash >> 36)
             {
-                flows.push(Flow::new(service, hash, random.one_in(6)));
+                flows.push(Flow::new(service, hash, random.one_in(4)));
             }
         }
         let mut history = Self {
@@ -115,6 +115,10 @@ impl History {
     }
 
     fn event(&mut self) {
+        if self.daemon.delicate() && self.random.one_in(2) {
+            self.interfere();
+            return;
+        }
         match self.random.below(32) {
             0..=8 => {
                 let flow = self.random.below(self.flows.len() as u32) as usize;
@@ -136,6 +140,46 @@ impl History {
         }
     }
 
+    /// While a slot settles or an id is freed: packets that stay in flight across the daemon's steps, in a bucket that is full.
+    fn interfere(&mut self) {
+        match self.random.below(8) {
+            0 => {
+                let like = &self.flows[self.random.below(self.flows.len() as u32) as usize];
+                let (hash, service) = (like.hash, like.service);
+                for _ in 0..8 {
+                    self.noise += 1;
+                    let hash = noise(hash, self.noise);
+                    self.send(None, false, Kind::Other, hash, service);
+                }
+            }
+            1..=3 => {
+                let index = self.random.below(self.flows.len() as u32) as usize;
+                let flow = &self.flows[index];
+                let (hash, service) = (flow.hash, flow.service);
+                let kind = match flow.phase {
+                    Phase::Idle if !flow.udp => return self.client(index),
+                    Phase::Idle if flow.own > 0 => return self.drain_flow(index),
+                    Phase::Idle => Kind::Other,
+                    _ if self.random.one_in(2) => Kind::Icmp,
+                    Phase::Opening => return self.client(index),
+                    _ => Kind::Other,
+                };
+                let cpu = self.start(Some(index), false, kind, hash, service);
+                let budget = 1 + self.random.below(30);
+                self.burst(cpu, budget);
+            }
+            4 => {
+                let index = self.random.below(BACKENDS as u32) as usize;
+                let wish = &mut self.daemon.backends[index].wish;
+                if wish.removed {
+                    (wish.removed, wish.health, wish.admin) = (false, Health::Up, Admin::Active);
+                    self.daemon.dirty = true;
+                }
+            }
+            _ => self.daemon(),
+        }
+    }
+
     /// After each burst of accesses: the promises that hold at every moment.
     fn check(&mut self) {
         for (index, flow) in self.flows.iter_mut().enumerate() {
@@ -146,7 +190,10 @@ impl History {
                 break;
             }
             if let (Some(broken), Some(trace)) = (self.world.broken.get(), &mut self.trace) {
-                trace.push(format!("{}: {} (flow {index}: {flow:?})", broken.name, broken.what));
+                trace.push(format!(
+                    "{}: {} (flow {index}: {flow:?})",
+                    broken.name, broken.what
+                ));
                 break;
             }
         }
@@ -260,7 +307,10 @@ impl History {
             outcome.life,
             match packet.notes.stored {
                 Some((old, new)) => format!("stored {} in place of {}", entry(new), entry(old)),
-                None => format!("stored nothing; loss {}", self.world.loss[packet.slot as usize].get() / SECOND),
+                None => format!(
+                    "stored nothing; loss {}",
+                    self.world.loss[packet.slot as usize].get() / SECOND
+                ),
             }
         );
         openers(&self.world, packet, outcome);
@@ -357,8 +407,7 @@ impl History {
             let like = &self.flows[self.random.below(self.flows.len() as u32) as usize];
             let (hash, service) = (like.hash, like.service);
             self.noise += 1;
-            // The same slot: the tag's first bits are the flow's.
-            let hash = (hash & !(0xff_ffff << 36)) | (u64::from(0xab_0000 + self.noise) << 36);
+            let hash = noise(hash, self.noise);
             self.send(None, false, kind, hash, service);
             // Some of them are answered, and so become established.
             if self.random.one_in(3) {
@@ -581,6 +630,11 @@ fn openers(world: &World, packet: &Packet, outcome: &Outcome) {
             "an opener of a settling slot went to the incumbent unlearnt",
         );
     }
+}
+
+/// A hash of the same slot and bucket as another: the tag's first bits are that one's.
+fn noise(like: u64, number: u32) -> u64 {
+    (like & !(0xff_ffff << 36)) | (u64::from(0xab_0000 + number) << 36)
 }
 
 fn show(world: &World, slot: u32) -> String {

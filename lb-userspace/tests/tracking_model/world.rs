@@ -14,7 +14,7 @@ pub const TABLE: u32 = 2;
 pub const SERVICES: u32 = 2;
 pub const SLOTS: usize = (TABLE * SERVICES) as usize;
 /// Backend ids are below this.
-pub const IDS: usize = 8;
+pub const IDS: usize = 7;
 /// Backends that a history can know, counting every new life.
 pub const LIVES: usize = 64;
 /// Entries of the flow table: at most two buckets.
