@@ -187,9 +187,19 @@ impl Flow {
     /// A forged packet of it has come some way: what it stored may break the connection.
     pub fn forged(&mut self, world: &World, packet: &Packet) {
         if let Some((old, new)) = packet.notes.stored {
-            let own = !old.is_empty() && old.tag() == new.tag();
+            let own = old.tag() == new.tag()
+                && world
+                    .head(old.backend())
+                    .is_some_and(|head| head.service() == packet.service);
             match packet.kind {
-                Kind::Open if !own => self.may_break_by(Cause::ForgedOpener),
+                // Or learnt since the forged packet looked: then it may take the fresh entry as the one to give up.
+                Kind::Open
+                    if !own
+                        || (old.state() == FlowState::Learnt
+                            && new.age().since(old.age()) <= 1) =>
+                {
+                    self.may_break_by(Cause::ForgedOpener);
+                }
                 Kind::Open if old.backend() != new.backend() && packet.notes.inactive => {
                     self.may_break_by(Cause::ForgedOpenerIdle);
                 }
