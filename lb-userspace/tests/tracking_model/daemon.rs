@@ -391,6 +391,15 @@ impl Daemon {
         });
     }
 
+    /// The id that is being freed.
+    pub fn freeing(&self) -> Option<u32> {
+        match self.work.as_ref()?.chore {
+            Chore::Removal(ref removal) => Some(removal.id()),
+            Chore::Free(id) => Some(id),
+            _ => None,
+        }
+    }
+
     /// Whether an id is on its way out, or a slot settles: moments at which packets in flight matter most.
     pub fn delicate(&self) -> bool {
         self.work.as_ref().is_some_and(|work| {

@@ -142,6 +142,10 @@ impl History {
 
     /// While a slot settles or an id is freed: packets that stay in flight across the daemon's steps, in a bucket that is full.
     fn interfere(&mut self) {
+        if let (Some(id), true) = (self.daemon.freeing(), self.random.one_in(2)) {
+            self.outlive(id);
+            return;
+        }
         match self.random.below(8) {
             0 => {
                 let like = &self.flows[self.random.below(self.flows.len() as u32) as usize];
@@ -177,6 +181,37 @@ impl History {
                 }
             }
             _ => self.daemon(),
+        }
+    }
+
+    /// A packet of a flow whose entry names an id that is being freed stays in flight, while somebody waits for the id.
+    fn outlive(&mut self, id: u32) {
+        let named = |flow: &Flow| {
+            self.world.entries.iter().any(|entry| {
+                entry.get().backend() == id && entry.get().tag() == lb_common::flow::tag(flow.hash)
+            })
+        };
+        let Some(index) = self
+            .flows
+            .iter()
+            .position(|flow| named(flow) && flow.connected())
+        else {
+            return self.daemon();
+        };
+        let (hash, service) = (self.flows[index].hash, self.flows[index].service);
+        let cpu = self.start(Some(index), false, Kind::Icmp, hash, service);
+        let budget = 2 + self.random.below(12);
+        self.burst(cpu, budget);
+        for backend in &mut self.daemon.backends {
+            if backend.standing.is_none() {
+                backend.wish.removed = false;
+                backend.wish.health = Health::Up;
+                backend.wish.admin = Admin::Active;
+                self.daemon.dirty = true;
+            }
+        }
+        for _ in 0..4 {
+            self.daemon();
         }
     }
 
@@ -473,6 +508,17 @@ impl History {
     fn daemon(&mut self) {
         let due = self.daemon.dirty || self.daemon.timer_due(self.world.clock.get());
         if due && self.daemon.may_change() {
+            if self.random.one_in(3) {
+                // In flight across it: what this packet stores may name a backend that is GONE then.
+                let index = self.random.below(self.flows.len() as u32) as usize;
+                let flow = &self.flows[index];
+                if flow.phase == Phase::Open {
+                    let (hash, service) = (flow.hash, flow.service);
+                    let cpu = self.start(Some(index), false, Kind::Other, hash, service);
+                    let budget = 2 + self.random.below(16);
+                    self.burst(cpu, budget);
+                }
+            }
             trace!(self, "daemon: a change");
             self.daemon.start_change(&self.world, false);
         } else if self.daemon.idle() {
