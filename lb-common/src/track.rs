@@ -315,7 +315,9 @@ fn hit(found: &Found, word: SlotWord, kind: Kind, now: Age) -> Decision {
     let again = matches!(state, FlowState::Syn | FlowState::Closed)
         || idle >= REOPEN
         || status == Status::Down;
-    if kind == Kind::Open && status != Status::Active && again {
+    // Where P is the same backend nothing is to be moved, and an opener (perhaps forged) must not shorten an established flow's life.
+    let elsewhere = entry.backend() != word.primary();
+    if kind == Kind::Open && status != Status::Active && again && elsewhere {
         let new = FlowEntry::new(entry.tag(), word.primary(), FlowState::Syn, now);
         return Decision::Store {
             way,

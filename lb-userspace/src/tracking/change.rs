@@ -23,9 +23,11 @@ pub fn changed(
     status: impl Fn(u32) -> Status,
     came_back: impl Fn(u32) -> bool,
 ) -> Changed {
-    // Nobody is left on an incumbent that is GONE: what is unknown belongs to the new primary.
-    let incumbent = match status(old.incumbent()) {
-        Status::Gone => primary,
+    // Nobody is left on an incumbent that is GONE, and since it is, unknown flows go to the primary: the old one, for this change
+    // comes after the status, perhaps by a daemon's whole down time.
+    let incumbent = match (status(old.incumbent()), status(old.primary())) {
+        (Status::Gone, Status::Gone) => primary,
+        (Status::Gone, _) => old.primary(),
         _ => old.incumbent(),
     };
     let mode = match tracking {
@@ -42,8 +44,9 @@ pub fn changed(
     };
     Changed {
         word: SlotWord::new(mode, primary, incumbent, false),
-        // While it was down, its flows were sent elsewhere and not learnt.
-        begins: mode == Mode::Learn && (old.mode() != Mode::Learn || came_back(incumbent)),
+        // Flows that have another incumbent now were not learnt, nor were those of one that was down.
+        begins: mode == Mode::Learn
+            && (old.mode() != Mode::Learn || incumbent != old.incumbent() || came_back(incumbent)),
     }
 }
 
@@ -119,6 +122,16 @@ mod tests {
             (SlotWord::steady(0), B, (Mode::Steady, B, B, false)),
             (
                 SlotWord::new(Mode::Learn, A, GONE, false),
+                B,
+                (Mode::Learn, B, A, true),
+            ),
+            (
+                SlotWord::new(Mode::Learn, A, GONE, false),
+                A,
+                (Mode::Residue, A, A, false),
+            ),
+            (
+                SlotWord::new(Mode::Learn, GONE, GONE, false),
                 B,
                 (Mode::Residue, B, B, false),
             ),

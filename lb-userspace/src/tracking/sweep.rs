@@ -2,7 +2,7 @@
 
 use lb_common::flow::{Age, FlowEntry, FlowState, slot_of_tag};
 use lb_common::slot::{Mode, SlotWord};
-use lb_common::track::Status;
+use lb_common::track::{Status, TableWord};
 
 use super::{Backends, Book, SharedMemory, stretch};
 
@@ -46,15 +46,19 @@ impl Sweep {
         backends: &B,
         most: u32,
     ) -> bool {
-        let now = Age::of(memory.clock());
         for index in stretch(&mut self.cursor, memory.entries(), most) {
             let entry = memory.entry(index);
             if entry.is_empty() {
                 continue;
             }
-            let slot = place(entry, backends, now);
-            let useless = slot.is_none_or(|slot| unneeded(entry, memory.slot(slot)));
-            // One that changed since is in use: it counts, and the next sweep will judge it.
+            // After the load: to a clock that was read before, an entry that was used since would look almost a turn old, and a
+            // daemon that was stopped between the two would clear live flows.
+            let now = Age::of(memory.clock());
+            let slot = place(entry, backends);
+            let useless = over(entry, backends, now)
+                || slot.is_none_or(|slot| unneeded(entry, memory.slot(slot)));
+            // One that a packet changed meanwhile is in use, however old it looked: its slot must not come to rest. The next sweep
+            // will judge it.
             if useless && memory.swap(index, entry, FlowEntry::EMPTY) {
                 self.tally.cleared += 1;
             } else {
@@ -104,13 +108,20 @@ impl Sweep {
     }
 }
 
-/// The slot of an entry that still means something.
-fn place<B: Backends>(entry: FlowEntry, backends: &B, now: Age) -> Option<u32> {
-    let table = backends.table(entry.backend())?;
-    let over = backends.status(entry.backend()) == Status::Gone
-        || entry.expired(now, table.flow_idle())
-        || table.slots() == 0;
-    (!over).then(|| table.first_slot() + slot_of_tag(entry.tag(), table.slots()))
+/// The slot of an entry.
+fn place<B: Backends>(entry: FlowEntry, backends: &B) -> Option<u32> {
+    let table = backends
+        .table(entry.backend())
+        .filter(|table| table.slots() > 0)?;
+    Some(table.first_slot() + slot_of_tag(entry.tag(), table.slots()))
+}
+
+/// Whether packets take it for nothing.
+fn over<B: Backends>(entry: FlowEntry, backends: &B, now: Age) -> bool {
+    let flow_idle = backends
+        .table(entry.backend())
+        .map_or(0, TableWord::flow_idle);
+    backends.status(entry.backend()) == Status::Gone || entry.expired(now, flow_idle)
 }
 
 /// Whether its flow would go to the same backend without it.

@@ -1,5 +1,7 @@
 //! The daemon under way: its own rules over the shared memory, one access at a time, and what it keeps between.
 
+use std::cell::Cell;
+
 use lb_common::flow::{FlowEntry, FlowState};
 use lb_common::slot::SlotWord;
 use lb_common::track::{Head, Status, TableWord};
@@ -58,11 +60,14 @@ impl Backends for Known {
 }
 
 /// The incumbents' statuses as a mutation tells them to a change.
-struct Told(Known, Mutation);
+struct Told(Known, Mutation, Cell<bool>);
 
 impl Backends for Told {
     fn status(&self, backend: u32) -> Status {
+        // Asked first about the incumbent, then about the old primary.
+        let second = self.2.replace(!self.2.get());
         match (self.1, self.0.status(backend)) {
+            (Mutation::NewIncumbent, _) if second => Status::Gone,
             (Mutation::GoneIncumbent, Status::Gone) if backend != 0 => Status::Down,
             (Mutation::DownIncumbent, Status::Down) => Status::Gone,
             (_, status) => status,
@@ -205,7 +210,9 @@ impl SharedMemory for DaemonMemory<'_> {
 
     fn clock(&self) -> u64 {
         match (self.turn.world.mutation, self.phase) {
-            (Mutation::StaleStart, Phase::Change) => self.started,
+            (Mutation::StaleStart, Phase::Change) | (Mutation::SweepsByOldClock, Phase::Sweep) => {
+                self.started
+            }
             (Mutation::AdoptedStart, Phase::Adopt) => 0,
             _ => self.turn.access(|world| world.clock.get()),
         }
@@ -384,12 +391,27 @@ impl Daemon {
         });
     }
 
-    pub fn idle(&self) -> bool {
-        self.work.is_none() && self.change.is_none()
+    /// The id that is being freed.
+    pub fn freeing(&self) -> Option<u32> {
+        match self.work.as_ref()?.chore {
+            Chore::Removal(ref removal) => Some(removal.id()),
+            Chore::Free(id) => Some(id),
+            _ => None,
+        }
     }
 
-    pub fn changing(&self) -> bool {
-        self.change.is_some()
+    /// Whether an id is on its way out, or a slot settles: moments at which packets in flight matter most.
+    pub fn delicate(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| {
+            matches!(
+                work.chore,
+                Chore::Removal(_) | Chore::Free(_) | Chore::Settle(Some(_))
+            )
+        })
+    }
+
+    pub fn idle(&self) -> bool {
+        self.work.is_none() && self.change.is_none()
     }
 
     /// Whether a change may begin: between the steps of a chore, never within one.
@@ -481,14 +503,11 @@ impl Daemon {
                     change::change(
                         &memory,
                         book,
-                        &Told(self.known, world.mutation),
+                        &Told(self.known, world.mutation, Cell::new(false)),
                         first,
                         &plan.primaries[range],
                         self.tracking[service as usize],
-                        |id| {
-                            plan.came_back & (1 << id) != 0
-                                && world.mutation != Mutation::NotLearntAnew
-                        },
+                        |id| plan.came_back & (1 << id) != 0,
                     );
                 }
                 if late {
@@ -589,6 +608,7 @@ impl Daemon {
         let now = world.clock.get();
         (self.work, self.change) = (None, None);
         self.leaving.clear();
+        self.primaries = std::array::from_fn(|slot| world.slots[slot].get().primary());
         for id in 1..IDS as u32 {
             let head = world.head(id);
             self.known.0[id as usize] = head.map(|head| (head.service(), head.status()));

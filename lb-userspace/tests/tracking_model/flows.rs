@@ -19,12 +19,13 @@ pub enum Cause {
     ForgedOpenerIdle,
     ForgedEnd,
     HalfClosed,
+    UnlearntEnd,
     NoOpener,
     UnpinnedWhileDown,
 }
 
 impl Cause {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Down,
         Self::Gone,
         Self::Idle,
@@ -32,6 +33,7 @@ impl Cause {
         Self::ForgedOpenerIdle,
         Self::ForgedEnd,
         Self::HalfClosed,
+        Self::UnlearntEnd,
         Self::NoOpener,
         Self::UnpinnedWhileDown,
     ];
@@ -45,7 +47,10 @@ impl Cause {
             Self::ForgedOpenerIdle => "SYN forged while its backend took no new flows",
             Self::ForgedEnd => "FIN forged, then silent for 8 s or more",
             Self::HalfClosed => "half closed, then silent for 8 s or more",
-            Self::NoOpener => "UDP, begun while the incumbent was DOWN",
+            Self::UnlearntEnd => {
+                "half closed by its first packet after a change, and its slot settled before the next"
+            }
+            Self::NoOpener => "UDP, begun while the incumbent or its last backend was DOWN",
             Self::UnpinnedWhileDown => "opened without a pin while the incumbent was DOWN",
         }
     }
@@ -82,6 +87,10 @@ pub struct Flow {
     pub own: u8,
     causes: u16,
     fin_forged: bool,
+    /// When a forged opener last arrived, by the count of accesses.
+    forged_opener: u32,
+    /// When a forged FIN was last stored.
+    forged_end: u32,
     /// Its FIN or RST was seen by its entry, and nothing came after.
     ended: bool,
 }
@@ -105,6 +114,8 @@ impl Flow {
             own: 0,
             causes: 0,
             fin_forged: false,
+            forged_opener: 0,
+            forged_end: 0,
             ended: false,
         }
     }
@@ -157,10 +168,14 @@ impl Flow {
     ) {
         self.in_flight -= 1;
         if packet.forged {
-            self.forged(world, packet, outcome);
+            if packet.kind == Kind::Open {
+                self.forged_opener = world.serial.get();
+            }
             return;
         }
         self.own -= 1;
+        // What comes after FIN may have opened its entry again.
+        self.ended &= packet.kind != Kind::Other;
         match packet.kind {
             Kind::Open => self.opened(world, packet, outcome),
             _ if self.udp && self.phase == Phase::Idle => self.opened(world, packet, outcome),
@@ -169,22 +184,33 @@ impl Flow {
         }
     }
 
-    fn forged(&mut self, world: &World, packet: &Packet, _outcome: &Outcome) {
+    /// A forged packet of it has come some way: what it stored may break the connection.
+    pub fn forged(&mut self, world: &World, packet: &Packet) {
         if let Some((old, new)) = packet.notes.stored {
-            let own = !old.is_empty() && old.tag() == new.tag();
+            let own = old.tag() == new.tag()
+                && world
+                    .head(old.backend())
+                    .is_some_and(|head| head.service() == packet.service);
             match packet.kind {
-                Kind::Open if !own => self.may_break_by(Cause::ForgedOpener),
-                Kind::Open if old.backend() != new.backend() => {
+                // Or learnt since the forged packet looked: then it may take the fresh entry as the one to give up.
+                Kind::Open
+                    if !own
+                        || (old.state() == FlowState::Learnt
+                            && new.age().since(old.age()) <= 1) =>
+                {
+                    self.may_break_by(Cause::ForgedOpener);
+                }
+                Kind::Open if old.backend() != new.backend() && packet.notes.inactive => {
                     self.may_break_by(Cause::ForgedOpenerIdle);
                 }
                 _ => {}
             }
             self.ended &= packet.kind == Kind::End;
+            if packet.kind == Kind::End {
+                self.fin_forged = true;
+                self.forged_end = world.serial.get();
+            }
         }
-        if packet.kind == Kind::End {
-            self.fin_forged = true;
-        }
-        let _ = world;
     }
 
     /// A new connection: it lives where its opener went.
@@ -203,7 +229,7 @@ impl Flow {
             );
         }
         self.ended = false;
-        self.fin_forged = false;
+        self.fin_forged = self.forged_end >= packet.serial;
         self.causes = 0;
         self.home = went;
         self.last = packet.started;
@@ -216,17 +242,27 @@ impl Flow {
         } else {
             Phase::Opening
         };
+        // Two openers of one flow at the same moment may both be pinned, to the primaries before and after a change.
+        let rivals = self.forged_opener > 0 && world.rivals(self.hash, self.service);
+        if self.in_flight > 0 || self.forged_opener >= packet.serial || rivals {
+            self.may_break_by(Cause::ForgedOpener);
+        }
         let unremembered = word.mode() == Mode::Learn
             && packet.notes.stored.is_none()
             && outcome.result == Ok(word.primary())
             && word.primary() != word.incumbent()
             && packet.notes.seen.is_none();
-        if unremembered && packet.notes.incumbent_failed {
+        if unremembered && packet.notes.incumbent_down {
             self.may_break_by(if self.udp {
                 Cause::NoOpener
             } else {
                 Cause::UnpinnedWhileDown
             });
+        }
+        // What it was before is not forgotten while that backend is DOWN, and no opener says that it is another flow now.
+        let elsewhere = |(id, _)| outcome.result != Ok(id);
+        if self.udp && packet.notes.seen.is_some_and(elsewhere) {
+            self.may_break_by(Cause::NoOpener);
         }
     }
 
@@ -238,7 +274,7 @@ impl Flow {
             let was_down = stopped > self.last_serial;
             if status == Status::Gone {
                 self.lost(Cause::Gone, counts);
-            } else if !status.carries() || stopped >= packet.serial {
+            } else if packet.homeless || !status.carries() || stopped >= packet.serial {
                 if packet.kind != Kind::Icmp {
                     self.lost(Cause::Down, counts);
                 }
@@ -266,11 +302,31 @@ impl Flow {
         if packet.kind == Kind::Icmp {
             return;
         }
+        // It went to its home all the same, as the primary, but was not noted.
+        if packet.homeless || !status.carries() || stopped >= packet.serial {
+            self.may_break_by(Cause::Down);
+        }
         let silent = Age::of(packet.started).since(Age::of(self.last));
-        // It is remembered again, as a live one. A packet that was in flight beside this one proves less.
-        if self.in_flight == 0 && silent > CLOSED_REST {
-            self.fin_forged = false;
-            self.causes &= !(Cause::Idle.bit() | Cause::ForgedEnd.bit());
+        // It is remembered again, as a live one: arriving at its home by chance is not enough, nor is a packet that was in flight
+        // beside others.
+        let alone = self.in_flight == 0
+            && packet.kind == Kind::Other
+            && status.carries()
+            && !packet.homeless;
+        if alone && self.would_go(world) == self.home {
+            self.causes &= !(Cause::UnlearntEnd.bit() | Cause::Down.bit());
+            let stored = packet.notes.stored;
+            let reopened = stored.is_some_and(|(_, new)| new.state() != FlowState::Closed);
+            if reopened && packet.serial > self.forged_end {
+                self.fin_forged = false;
+                self.causes &= !Cause::ForgedEnd.bit();
+            }
+            if silent > CLOSED_REST {
+                self.causes &= !Cause::Idle.bit();
+            }
+        }
+        if packet.kind == Kind::End && packet.notes.seen.is_none() {
+            self.may_break_by(Cause::UnlearntEnd);
         }
         self.last = self.last.max(packet.started);
         self.last_serial = packet.serial;
@@ -280,13 +336,20 @@ impl Flow {
         self.ended = packet.kind == Kind::End
             && self.in_flight == 0
             && packet.notes.seen.is_some()
+            // Two first packets at the same moment may leave two entries; FIN closes one, the other dies of age.
+            && world.entries_of(self.hash, self.service).count() == 1
             && outcome.word.mode() != Mode::Steady;
     }
 
-    /// RST was sent: nothing lives any more.
-    pub fn reset(&mut self) {
-        self.phase = Phase::Idle;
-        self.causes = 0;
+    /// Whom its next packet means, were every backend up.
+    fn would_go(&self, world: &World) -> Life {
+        let (primary, incumbent) = world.slot_lives[self.slot as usize].get();
+        if world.slot(self.slot).mode() == Mode::Steady {
+            return primary;
+        }
+        world
+            .find(self.hash, self.service)
+            .map_or(incumbent, |(_, life)| life)
     }
 
     /// Where its next packet would go, without sending one: I1, I2, I3 and I7 at every moment.
@@ -316,8 +379,12 @@ impl Flow {
                 if was_down { "I7" } else { "I5" },
                 "the entry of a live flow names another backend than its own",
             ),
+            // Between a status and its slots: an incumbent that is GONE gets nothing any more.
             None => world.promise(
-                incumbent == self.home,
+                match world.status_of(incumbent) {
+                    Status::Gone => primary == self.home,
+                    _ => incumbent == self.home,
+                },
                 if was_down { "I7" } else { "I2" },
                 "a live flow without an entry is not on its slot's incumbent",
             ),

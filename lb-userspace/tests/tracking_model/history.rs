@@ -75,7 +75,7 @@ impl History {
                 .iter()
                 .any(|flow: &Flow| flow.service == service && flow.hash >> 36 == hash >> 36)
             {
-                flows.push(Flow::new(service, hash, random.one_in(6)));
+                flows.push(Flow::new(service, hash, random.one_in(4)));
             }
         }
         let mut history = Self {
@@ -115,6 +115,10 @@ impl History {
     }
 
     fn event(&mut self) {
+        if self.daemon.delicate() && self.random.one_in(2) {
+            self.interfere();
+            return;
+        }
         match self.random.below(32) {
             0..=8 => {
                 let flow = self.random.below(self.flows.len() as u32) as usize;
@@ -136,11 +140,97 @@ impl History {
         }
     }
 
+    /// While a slot settles or an id is freed: packets that stay in flight across the daemon's steps, in a bucket that is full.
+    fn interfere(&mut self) {
+        if let (Some(id), true) = (self.daemon.freeing(), self.random.one_in(2)) {
+            self.outlive(id);
+            return;
+        }
+        match self.random.below(8) {
+            0 => {
+                let like = &self.flows[self.random.below(self.flows.len() as u32) as usize];
+                let (hash, service) = (like.hash, like.service);
+                for _ in 0..8 {
+                    self.noise += 1;
+                    let hash = noise(hash, self.noise);
+                    self.send(None, false, Kind::Other, hash, service);
+                }
+            }
+            1..=3 => {
+                let index = self.random.below(self.flows.len() as u32) as usize;
+                let flow = &self.flows[index];
+                let (hash, service) = (flow.hash, flow.service);
+                let kind = match flow.phase {
+                    Phase::Idle if !flow.udp => return self.client(index),
+                    Phase::Idle if flow.own > 0 => return self.drain_flow(index),
+                    Phase::Idle => Kind::Other,
+                    _ if self.random.one_in(2) => Kind::Icmp,
+                    Phase::Opening => return self.client(index),
+                    _ => Kind::Other,
+                };
+                let cpu = self.start(Some(index), false, kind, hash, service);
+                let budget = 1 + self.random.below(30);
+                self.burst(cpu, budget);
+            }
+            4 => {
+                let index = self.random.below(BACKENDS as u32) as usize;
+                let wish = &mut self.daemon.backends[index].wish;
+                if wish.removed {
+                    (wish.removed, wish.health, wish.admin) = (false, Health::Up, Admin::Active);
+                    self.daemon.dirty = true;
+                }
+            }
+            _ => self.daemon(),
+        }
+    }
+
+    /// A packet of a flow whose entry names an id that is being freed stays in flight, while somebody waits for the id.
+    fn outlive(&mut self, id: u32) {
+        let named = |flow: &Flow| {
+            self.world.entries.iter().any(|entry| {
+                entry.get().backend() == id && entry.get().tag() == lb_common::flow::tag(flow.hash)
+            })
+        };
+        let Some(index) = self
+            .flows
+            .iter()
+            .position(|flow| named(flow) && flow.connected())
+        else {
+            return self.daemon();
+        };
+        let (hash, service) = (self.flows[index].hash, self.flows[index].service);
+        let cpu = self.start(Some(index), false, Kind::Icmp, hash, service);
+        let budget = 2 + self.random.below(12);
+        self.burst(cpu, budget);
+        for backend in &mut self.daemon.backends {
+            if backend.standing.is_none() {
+                backend.wish.removed = false;
+                backend.wish.health = Health::Up;
+                backend.wish.admin = Admin::Active;
+                self.daemon.dirty = true;
+            }
+        }
+        for _ in 0..4 {
+            self.daemon();
+        }
+    }
+
     /// After each burst of accesses: the promises that hold at every moment.
     fn check(&mut self) {
-        for flow in &mut self.flows {
+        for (index, flow) in self.flows.iter_mut().enumerate() {
+            let before = self.world.broken.get().is_some();
             flow.age(&self.world);
             flow.foretell(&self.world);
+            if before {
+                break;
+            }
+            if let (Some(broken), Some(trace)) = (self.world.broken.get(), &mut self.trace) {
+                trace.push(format!(
+                    "{}: {} (flow {index}: {flow:?})",
+                    broken.name, broken.what
+                ));
+                break;
+            }
         }
         for slot in 0..SLOTS {
             let word = self.world.slots[slot].get();
@@ -189,7 +279,7 @@ impl History {
     ) -> usize {
         let cpu = self.free_cpu();
         let log = self.spare.pop().unwrap_or_default();
-        let packet = Packet::new(&self.world, flow, forged, kind, hash, service, log);
+        let mut packet = Packet::new(&self.world, flow, forged, kind, hash, service, log);
         trace!(
             self,
             "cpu {cpu}: {}{kind:?} of {} to service {service}, slot {} {}",
@@ -199,6 +289,7 @@ impl History {
             show(&self.world, packet.slot)
         );
         if let Some(flow) = flow {
+            packet.homeless = !self.world.status_of(self.flows[flow].home).carries();
             self.flows[flow].in_flight += 1;
             self.flows[flow].own += u8::from(!forged);
         }
@@ -226,7 +317,11 @@ impl History {
         let Some(mut packet) = self.cpus[cpu].take() else {
             return;
         };
-        match packet.run(&self.world, budget) {
+        let outcome = packet.run(&self.world, budget);
+        if let (true, Some(index)) = (packet.forged, packet.flow) {
+            self.flows[index].forged(&self.world, &packet);
+        }
+        match outcome {
             None => {
                 trace!(self, "cpu {cpu}: … after {} accesses", packet.accesses());
                 self.cpus[cpu] = Some(packet);
@@ -246,12 +341,11 @@ impl History {
             outcome.result,
             outcome.life,
             match packet.notes.stored {
-                Some((old, new)) => format!(
-                    "stored {} in place of {}",
-                    crate::history::entry(new),
-                    crate::history::entry(old)
+                Some((old, new)) => format!("stored {} in place of {}", entry(new), entry(old)),
+                None => format!(
+                    "stored nothing; loss {}",
+                    self.world.loss[packet.slot as usize].get() / SECOND
                 ),
-                None => "stored nothing".to_owned(),
             }
         );
         openers(&self.world, packet, outcome);
@@ -348,8 +442,7 @@ impl History {
             let like = &self.flows[self.random.below(self.flows.len() as u32) as usize];
             let (hash, service) = (like.hash, like.service);
             self.noise += 1;
-            // The same slot: the tag's first bits are the flow's.
-            let hash = (hash & !(0xff_ffff << 36)) | (u64::from(0xab_0000 + self.noise) << 36);
+            let hash = noise(hash, self.noise);
             self.send(None, false, kind, hash, service);
             // Some of them are answered, and so become established.
             if self.random.one_in(3) {
@@ -415,6 +508,17 @@ impl History {
     fn daemon(&mut self) {
         let due = self.daemon.dirty || self.daemon.timer_due(self.world.clock.get());
         if due && self.daemon.may_change() {
+            if self.random.one_in(3) {
+                // In flight across it: what this packet stores may name a backend that is GONE then.
+                let index = self.random.below(self.flows.len() as u32) as usize;
+                let flow = &self.flows[index];
+                if flow.phase == Phase::Open {
+                    let (hash, service) = (flow.hash, flow.service);
+                    let cpu = self.start(Some(index), false, Kind::Other, hash, service);
+                    let budget = 2 + self.random.below(16);
+                    self.burst(cpu, budget);
+                }
+            }
             trace!(self, "daemon: a change");
             self.daemon.start_change(&self.world, false);
         } else if self.daemon.idle() {
@@ -473,6 +577,9 @@ impl History {
         } else {
             Kind::End
         };
+        if self.flows[index].udp {
+            return;
+        }
         let (hash, service) = (self.flows[index].hash, self.flows[index].service);
         self.send(Some(index), true, kind, hash, service);
     }
@@ -571,16 +678,22 @@ fn openers(world: &World, packet: &Packet, outcome: &Outcome) {
     }
 }
 
+/// A hash of the same slot and bucket as another: the tag's first bits are that one's.
+fn noise(like: u64, number: u32) -> u64 {
+    (like & !(0xff_ffff << 36)) | (u64::from(0xab_0000 + number) << 36)
+}
+
 fn show(world: &World, slot: u32) -> String {
     let word = world.slot(slot);
     format!(
-        "{:?}{} P {} {:?} I {} {:?}",
+        "{:?}{} P {} {:?} I {} {:?}, lives {:?}",
         word.mode(),
         if word.settling() { " settling" } else { "" },
         word.primary(),
         world.status(word.primary()),
         word.incumbent(),
         world.status(word.incumbent()),
+        world.slot_lives[slot as usize].get(),
     )
 }
 

@@ -30,7 +30,7 @@ use mutation::Mutation;
 /// Histories of the normal run.
 const HISTORIES: u64 = 1_000_000;
 /// Histories in which a mutation must be caught.
-const PATIENCE: u64 = 100_000;
+const PATIENCE: u64 = 1_000_000;
 
 fn main() {
     if let Some(seed) = variable("SLUICE_MODEL_SEED") {
@@ -94,7 +94,8 @@ fn promises_hold() -> Result<(), Failed> {
 }
 
 fn catches(mutation: Mutation) -> Result<(), Failed> {
-    for seed in 0..PATIENCE {
+    let patience = variable("SLUICE_MODEL_HISTORIES").map_or(PATIENCE, |n| n.max(PATIENCE));
+    for seed in 0..patience {
         let (summary, _) = History::new(seed, mutation, false).run();
         if let Some(broken) = summary.broken {
             println!(
@@ -108,7 +109,7 @@ fn catches(mutation: Mutation) -> Result<(), Failed> {
     }
     Err(format!(
         "{} histories did not notice that {}",
-        PATIENCE,
+        patience,
         mutation.what()
     )
     .into())

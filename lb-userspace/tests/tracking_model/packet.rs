@@ -21,6 +21,10 @@ pub struct Notes {
     pub stored: Option<(FlowEntry, FlowEntry)>,
     /// It found that the incumbent does not carry.
     pub incumbent_failed: bool,
+    /// It found that the incumbent is DOWN, and may come back.
+    pub incumbent_down: bool,
+    /// It found a backend that is not ACTIVE.
+    pub inactive: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct Packet {
     /// Which flow's; none: a packet of a flood.
     pub flow: Option<usize>,
     pub forged: bool,
+    /// The connection's backend did not carry when the packet was sent.
+    pub homeless: bool,
     pub kind: Kind,
     pub hash: u64,
     pub service: u32,
@@ -65,6 +71,7 @@ impl Packet {
             started: world.clock.get(),
             flow,
             forged,
+            homeless: false,
             kind,
             hash,
             service,
@@ -74,6 +81,8 @@ impl Packet {
                 seen: None,
                 stored: None,
                 incumbent_failed: false,
+                incumbent_down: false,
+                inactive: false,
             },
             log,
             late: None,
@@ -245,6 +254,12 @@ impl FlowMemory for PacketMemory<'_> {
         const PRESENT: u64 = 1 << 20;
         let word = self.turn.access(|world| {
             let head = world.head(backend);
+            let status = head.map_or(Status::Gone, Head::status);
+            self.note(|notes| {
+                notes.inactive |= status != Status::Active;
+                notes.incumbent_down |=
+                    backend == self.word.get().incumbent() && status == Status::Down;
+            });
             if backend == self.word.get().incumbent()
                 && !head.is_some_and(|head| head.status().carries())
             {

@@ -14,7 +14,7 @@ pub const TABLE: u32 = 2;
 pub const SERVICES: u32 = 2;
 pub const SLOTS: usize = (TABLE * SERVICES) as usize;
 /// Backend ids are below this.
-pub const IDS: usize = 8;
+pub const IDS: usize = 7;
 /// Backends that a history can know, counting every new life.
 pub const LIVES: usize = 64;
 /// Entries of the flow table: at most two buckets.
@@ -166,11 +166,11 @@ impl World {
         valid.then(|| table.first_slot() + lb_common::flow::slot_of_tag(entry.tag(), table.slots()))
     }
 
-    /// The entry that packets of a flow find, as the rules say, and whom it means.
-    pub fn find(&self, hash: u64, service: u32) -> Option<(FlowEntry, Life)> {
+    /// Valid entries of a flow, in the order in which packets find them, and whom they mean.
+    pub fn entries_of(&self, hash: u64, service: u32) -> impl Iterator<Item = (FlowEntry, Life)> {
         let base = lb_common::flow::bucket(hash, self.buckets.get() - 1) as usize * 8;
         let tag = lb_common::flow::tag(hash);
-        (base..base + 8).find_map(|index| {
+        (base..base + 8).filter_map(move |index| {
             let entry = self.entries[index].get();
             let valid = entry.tag() == tag
                 && self.place(entry).is_some()
@@ -179,6 +179,18 @@ impl World {
                     .is_some_and(|head| head.service() == service);
             valid.then(|| (entry, self.entry_life[index].get()))
         })
+    }
+
+    /// The entry that packets of a flow find, as the rules say, and whom it means.
+    pub fn find(&self, hash: u64, service: u32) -> Option<(FlowEntry, Life)> {
+        self.entries_of(hash, service).next()
+    }
+
+    /// Whether a flow has entries that mean different backends.
+    pub fn rivals(&self, hash: u64, service: u32) -> bool {
+        let mut lives = self.entries_of(hash, service).map(|(_, life)| life);
+        let first = lives.next();
+        lives.any(|life| Some(life) != first)
     }
 }
 
