@@ -3,6 +3,7 @@
 //! What cannot run here (no root, a kernel feature missing) is shown as ignored, with the reason in its name.
 
 mod config_errors;
+mod connections;
 mod control;
 mod counters;
 mod edges;
@@ -99,6 +100,7 @@ fn main() -> Result<()> {
     counters::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
+    connections::add(&mut suites);
     overlay::add(&mut suites);
     standing::add(&mut suites);
     passing::add(&mut suites);
