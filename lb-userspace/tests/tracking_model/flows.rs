@@ -252,7 +252,10 @@ impl Flow {
             && outcome.result == Ok(word.primary())
             && word.primary() != word.incumbent()
             && packet.notes.seen.is_none();
-        if unremembered && packet.notes.incumbent_down {
+        // It may have been DOWN and have come to its end while the packet was in flight, across two changes.
+        let down = packet.notes.incumbent_down
+            || (packet.notes.incumbent_failed && world.slot(self.slot) != word);
+        if unremembered && down {
             self.may_break_by(if self.udp {
                 Cause::NoOpener
             } else {
@@ -335,6 +338,8 @@ impl Flow {
         }
         self.ended = packet.kind == Kind::End
             && self.in_flight == 0
+            && !packet.homeless
+            && status.carries()
             && packet.notes.seen.is_some()
             // Two first packets at the same moment may leave two entries; FIN closes one, the other dies of age.
             && world.entries_of(self.hash, self.service).count() == 1

@@ -25,7 +25,6 @@ macro_rules! mutations {
 mutations! {
     PlainStore: "packets store entries without comparing",
     NoLossStamp: "packets do not note what they could not remember",
-    LateLossStamp: "packets note a lost flow after they took its entry",
     EvictsEstablished: "packets give up live established entries",
     UnpinnedOpener: "an opener that could not be pinned goes to P",
     ResidueInserts: "a slot in RESIDUE remembers new flows",

@@ -42,7 +42,6 @@ pub struct Packet {
     pub slot: u32,
     pub notes: Notes,
     log: Log,
-    late: Option<(u32, u64)>,
 }
 
 /// Where it went.
@@ -85,7 +84,6 @@ impl Packet {
                 inactive: false,
             },
             log,
-            late: None,
         }
     }
 
@@ -107,13 +105,11 @@ impl Packet {
             kind: self.kind,
             word: Cell::new(SlotWord(0)),
             notes: Cell::new(self.notes),
-            late: Cell::new(self.late),
             lies: Default::default(),
         };
         let (word, result) = memory.decide();
         let life = memory.deliver(result);
         self.notes = memory.notes.get();
-        self.late = memory.late.get();
         memory
             .turn
             .end(&mut self.log)
@@ -129,8 +125,6 @@ struct PacketMemory<'w> {
     kind: Kind,
     word: Cell<SlotWord>,
     notes: Cell<Notes>,
-    /// A stamp that a mutation delays.
-    late: Cell<Option<(u32, u64)>>,
     /// What a mutation says instead of what stands there: (said, true).
     lies: [Cell<(FlowEntry, FlowEntry)>; WAYS],
 }
@@ -181,12 +175,6 @@ impl PacketMemory<'_> {
             (_, kind) => kind,
         };
         let result = choose(self, &place, kind);
-        if let Some((slot, at)) = self.late.get() {
-            self.turn.access(|world| {
-                world.loss[slot as usize].set(at);
-                1
-            });
-        }
         let notes = self.notes.get();
         if self.mutated(Mutation::UnpinnedOpener)
             && self.kind == Kind::Open
@@ -296,7 +284,6 @@ impl FlowMemory for PacketMemory<'_> {
     fn stamp_loss(&self, slot: u32, at: u64) {
         match self.turn.world.mutation {
             Mutation::NoLossStamp => {}
-            Mutation::LateLossStamp => self.late.set(Some((slot, at))),
             _ => {
                 self.turn.access(|world| {
                     world.loss[slot as usize % world.loss.len()].set(at);
