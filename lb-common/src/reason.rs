@@ -63,6 +63,7 @@ reasons! {
     13 Headroom Drop "headroom" "The driver left no room in front of the packet for the outer header."
     14 Egress Drop "egress" "The egress interface is not in the device map."
     15 ServiceTable Drop "service-table" "The lookup table of the service is out of bounds (should never happen)."
+    16 Settling Drop "settling" "Opens a connection that could not be remembered while its slot settles; the client sends it again."
 }
 
 /// Room for reasons in the counter map.

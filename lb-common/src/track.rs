@@ -175,7 +175,7 @@ const ATTEMPTS: usize = 4;
 /// The backend for a packet of a slot that is not STEADY.
 ///
 /// # Errors
-/// `no-backend` for an opener that could not be pinned while its slot settles: its client will send it again.
+/// `settling` for an opener that could not be pinned while its slot settles: its client will send it again.
 #[inline(always)]
 pub fn choose<M: FlowMemory>(memory: &M, place: &Place, kind: Kind) -> Result<u32, Reason> {
     let clock = memory.clock();
@@ -213,7 +213,7 @@ pub fn choose<M: FlowMemory>(memory: &M, place: &Place, kind: Kind) -> Result<u3
     // Pin or default: an opener that is not remembered must go where a packet of an unknown flow goes.
     memory.stamp_loss(place.slot, clock);
     if kind == Kind::Open && word.settling() {
-        return Err(Reason::NoBackend);
+        return Err(Reason::Settling);
     }
     Ok(default(memory, word))
 }

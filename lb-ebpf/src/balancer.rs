@@ -273,7 +273,7 @@ mod program {
             let answer = choose_backend(place.hash, place.word.0, owner, rest);
             match answer >> 32 {
                 0 => Ok(answer as u32),
-                1 => Err(Reason::NoBackend),
+                1 => Err(Reason::Settling),
                 _ => Err(Reason::ServiceTable),
             }
         }
@@ -314,7 +314,7 @@ mod program {
         };
         match choose(&Maps, &place, kind) {
             Ok(backend) => backend.into(),
-            Err(Reason::NoBackend) => 1 << 32,
+            Err(Reason::Settling) => 1 << 32,
             Err(_) => 2 << 32,
         }
     }

@@ -21,6 +21,7 @@ use crate::model::Config;
 use crate::netlink::{NextHopEvent, NextHopsHandle};
 use crate::plan::Installed;
 use crate::state::{BackendRef, State};
+use crate::tracking::Tracking;
 use crate::tracking::sweep::Tally;
 
 use super::overlay::Restored;
@@ -73,6 +74,8 @@ pub struct Owner {
     pub(super) apply_error: Option<String>,
     pub(super) attach_error: Option<String>,
     pub(super) table_changes: u64,
+    /// The program has been attached, perhaps.
+    carries_traffic: bool,
     /// When a backend's status changes by itself.
     next_turn: Option<Instant>,
     /// Some slot is not at rest, or some flow is remembered.
@@ -124,6 +127,7 @@ impl Owner {
             apply_error: None,
             attach_error: None,
             table_changes: 0,
+            carries_traffic: false,
             next_turn: None,
             restless: false,
             next_sweep: Instant::now(),
@@ -254,9 +258,15 @@ impl Owner {
         let turn = self.state.advance(now);
         self.next_turn =
             turn.map(|at| Instant::now() + Duration::from_nanos(at.saturating_sub(now)));
-        let plan = self
-            .installed
-            .plan(&self.state.desired(), self.apply_error.is_some())?;
+        let mut desired = self.state.desired();
+        if !self.carries_traffic {
+            // Nobody has a connection through these tables yet. First verdicts come one by one; were they changes, whole tables
+            // would be learning for hours after each start.
+            for service in &mut desired {
+                service.tracking = Tracking::Off;
+            }
+        }
+        let plan = self.installed.plan(&desired, self.apply_error.is_some())?;
         if plan.operations.is_empty() {
             self.installed = plan.after;
             return Ok(plan.moves);
@@ -299,6 +309,7 @@ impl Owner {
     /// Attaches to every named interface; when all of them are, lets go of others.
     pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
         let directory = pin_directory(&config.node.pin);
+        self.carries_traffic = true;
         let mode = config.node.xdp_mode;
         let mut standing = std::mem::take(&mut self.attachments);
         standing.retain(|attachment| attachment.asked == mode && attachment.stands());
