@@ -237,7 +237,7 @@ pub struct Capacity {
     pub backends: u32,
     /// Slots of all lookup tables together.
     pub slots: u32,
-    /// Entries of the flow table (not used before connection tracking).
+    /// Entries of the flow table.
     pub flows: u32,
 }
 

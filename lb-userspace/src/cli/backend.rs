@@ -18,7 +18,7 @@ use crate::model::{Admin, BackendSpec, Health};
 #[command(after_help = "\
 Taking a backend out for maintenance:
   sluice backend drain web 10.0.0.12 --reason 'kernel update'    New flows go elsewhere
-  sluice backend list web                                        Wait until its flows have ended
+  sluice backend list web                                        Wait until PACKETS stands still
   sluice backend disable web 10.0.0.12 --reason 'kernel update'  No packets at all
   sluice backend activate web 10.0.0.12                          Back to work")]
 pub struct BackendArgs {
@@ -43,15 +43,19 @@ enum BackendVerb {
         #[arg(long, value_parser = weight())]
         weight: Option<u32>,
     },
-    /// Remove a backend from a service at once
+    /// Remove a backend from a service: new flows go elsewhere at once, open ones within 60 s
+    ///
+    /// Connections that are open after these 60 s go elsewhere and are reset there: to let them end, drain first. With
+    /// tracking = "off" they go elsewhere at once.
     Remove {
         #[command(flatten)]
         backend: Backend,
     },
-    /// Take a backend out of the lookup table, with a reason: flows go elsewhere
+    /// Send new flows elsewhere, with a reason; open ones stay until they end
     ///
-    /// This version does not track connections: those that are open when the backend leaves the table break. When no
-    /// other backend is left and the service says on_empty = "keep", the table stays as it is.
+    /// For UDP, new flows go elsewhere only after about five minutes. With tracking = "off" open flows go elsewhere, too, at once. A
+    /// restart of the daemon forgets open connections of draining backends. When no other backend is left and the service says
+    /// on_empty = "keep", the table stays as it is.
     Drain {
         #[command(flatten)]
         backend: Backend,
@@ -65,14 +69,14 @@ enum BackendVerb {
         #[command(flatten)]
         reason: Reason,
     },
-    /// Give a backend no packets at all
+    /// Give a backend no packets at all: its open connections go elsewhere at once, and are reset there
     Disable {
         #[command(flatten)]
         backend: Backend,
         #[command(flatten)]
         reason: Reason,
     },
-    /// Set a backend's share of new flows
+    /// Set a backend's share of new flows; open ones stay
     Weight {
         #[command(flatten)]
         backend: Backend,
