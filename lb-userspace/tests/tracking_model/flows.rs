@@ -331,13 +331,15 @@ impl Flow {
         if packet.kind == Kind::End && packet.notes.seen.is_none() {
             self.may_break_by(Cause::UnlearntEnd);
         }
+        let overtaken = self.last_serial > packet.serial || self.forged_opener > packet.serial;
         self.last = self.last.max(packet.started);
-        self.last_serial = packet.serial;
+        self.last_serial = self.last_serial.max(packet.serial);
         if self.phase == Phase::Opening {
             self.phase = Phase::Open;
         }
         self.ended = packet.kind == Kind::End
             && self.in_flight == 0
+            && !overtaken
             && !packet.homeless
             && status.carries()
             && packet.notes.seen.is_some()
