@@ -123,6 +123,8 @@ pub struct Daemon {
     leaving: Vec<u32>,
     /// Where the rendezvous order comes from.
     order: u64,
+    /// When the last settling slots began to wait for their last look at `loss`, by [`World::serial`].
+    pub last_look: u32,
     /// Something is wished that is not done.
     pub dirty: bool,
 }
@@ -255,6 +257,7 @@ impl Daemon {
             change: None,
             leaving: Vec::new(),
             order,
+            last_look: u32::MAX,
             dirty: false,
         };
         for (backend, &present) in daemon.backends.iter_mut().zip(&present) {
@@ -358,6 +361,7 @@ impl Daemon {
     }
 
     pub fn start_settle(&mut self, world: &World) {
+        self.last_look = u32::MAX;
         self.start(world, Chore::Settle(None), None);
     }
 
@@ -459,6 +463,9 @@ impl Daemon {
                     Step::More => {}
                     Step::Grace => {
                         work.graces += 1;
+                        if let (Chore::Settle(_), 2) = (&work.chore, work.graces) {
+                            self.last_look = world.serial.get();
+                        }
                         work.waits = grace(world, &work);
                     }
                     Step::Done => {

@@ -7,7 +7,7 @@ use lb_userspace::model::{Admin, Health};
 use lb_userspace::tracking::{SECOND, Tracking};
 
 use crate::daemon::{BACKENDS, Daemon, service_of};
-use crate::flows::{Counts, Flow, LIVE, Phase};
+use crate::flows::{Cause, Counts, Flow, LIVE, Phase};
 use crate::mutation::Mutation;
 use crate::packet::{Outcome, Packet};
 use crate::random::Random;
@@ -359,7 +359,13 @@ impl History {
         if let Some(index) = packet.flow {
             let before = self.flows[index].phase;
             self.flows[index].delivered(&self.world, packet, outcome, &mut self.summary.lost);
-            let flow = &self.flows[index];
+            let flow = &mut self.flows[index];
+            // Between the daemon's last look at `loss` and its store a packet that cannot be learnt goes to I once more. Every live
+            // flow is remembered by then and openers are dropped; a UDP flow that begins there moves once.
+            let last = outcome.word.settling() && packet.serial > self.daemon.last_look;
+            if flow.udp && last && packet.notes.stored.is_none() && flow.connected() {
+                flow.may_break_by(Cause::NoOpener);
+            }
             if before != flow.phase {
                 trace!(
                     self,
