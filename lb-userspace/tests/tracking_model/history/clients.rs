@@ -36,7 +36,7 @@ impl History {
                     Phase::Idle if flow.own > 0 => return self.drain_flow(index),
                     Phase::Idle => Kind::Other,
                     _ if self.random.one_in(2) => Kind::Icmp,
-                    Phase::Opening => return self.client(index),
+                    Phase::Opening if flow.own > 0 => return self.drain_flow(index),
                     _ => Kind::Other,
                 };
                 let cpu = self.start(Some(index), false, kind, hash, service);

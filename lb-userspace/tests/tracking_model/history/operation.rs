@@ -81,7 +81,9 @@ impl History {
             trace!(self, "daemon: a change");
             self.daemon.start_change(&self.world, false);
         } else if self.daemon.idle() {
-            match self.random.below(5) {
+            // Packets in flight that saw a slot learn are a danger to the sweep.
+            let hasty = self.daemon.wants_grace() && self.oldest() != u32::MAX;
+            match self.random.below(if hasty { 2 } else { 5 }) {
                 0..=1 => {
                     trace!(self, "daemon: a sweep");
                     if self.oldest() == u32::MAX && self.daemon.wants_grace() {
