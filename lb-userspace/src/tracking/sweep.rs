@@ -43,6 +43,7 @@ impl Sweep {
     pub fn walk<M: SharedMemory, B: Backends>(
         &mut self,
         memory: &M,
+        book: &Book,
         backends: &B,
         most: u32,
     ) -> bool {
@@ -56,7 +57,10 @@ impl Sweep {
             let now = Age::of(memory.clock());
             let slot = place(entry, backends);
             let useless = over(entry, backends, now)
-                || slot.is_none_or(|slot| unneeded(entry, memory.slot(slot)));
+                || slot.is_none_or(|slot| {
+                    let quiet = book.quiet(slot, self.graced);
+                    unneeded(entry, memory.slot(slot), quiet)
+                });
             // One that a packet changed meanwhile is in use, however old it looked: its slot must not come to rest. The next sweep
             // will judge it.
             if useless && memory.swap(index, entry, FlowEntry::EMPTY) {
@@ -124,11 +128,12 @@ fn over<B: Backends>(entry: FlowEntry, backends: &B, now: Age) -> bool {
     backends.status(entry.backend()) == Status::Gone || entry.expired(now, flow_idle)
 }
 
-/// Whether its flow would go to the same backend without it.
-fn unneeded(entry: FlowEntry, word: SlotWord) -> bool {
+/// Whether its flow would go to the same backend without it. `quiet`: no packet is in flight that saw the slot learn; one that did
+/// would take the flow for the former incumbent's, and pin it there.
+fn unneeded(entry: FlowEntry, word: SlotWord, quiet: bool) -> bool {
     match word.mode() {
         Mode::Steady => true,
-        Mode::Residue => entry.backend() == word.primary(),
+        Mode::Residue => quiet && entry.backend() == word.primary(),
         Mode::Learn => false,
     }
 }

@@ -50,7 +50,9 @@ impl Cause {
             Self::UnlearntEnd => {
                 "half closed by its first packet after a change, and its slot settled before the next"
             }
-            Self::NoOpener => "UDP, begun while the incumbent or its last backend was DOWN",
+            Self::NoOpener => {
+                "UDP, begun unlearnt: while a backend of it was DOWN, or as its slot settled"
+            }
             Self::UnpinnedWhileDown => "opened without a pin while the incumbent was DOWN",
         }
     }
@@ -124,7 +126,7 @@ impl Flow {
         self.phase != Phase::Idle
     }
 
-    fn may_break_by(&mut self, cause: Cause) {
+    pub fn may_break_by(&mut self, cause: Cause) {
         self.causes |= cause.bit();
     }
 
@@ -331,13 +333,15 @@ impl Flow {
         if packet.kind == Kind::End && packet.notes.seen.is_none() {
             self.may_break_by(Cause::UnlearntEnd);
         }
+        let overtaken = self.last_serial > packet.serial || self.forged_opener > packet.serial;
         self.last = self.last.max(packet.started);
-        self.last_serial = packet.serial;
+        self.last_serial = self.last_serial.max(packet.serial);
         if self.phase == Phase::Opening {
             self.phase = Phase::Open;
         }
         self.ended = packet.kind == Kind::End
             && self.in_flight == 0
+            && !overtaken
             && !packet.homeless
             && status.carries()
             && packet.notes.seen.is_some()

@@ -30,7 +30,7 @@ use mutation::Mutation;
 /// Histories of the normal run.
 const HISTORIES: u64 = 1_000_000;
 /// Histories in which a mutation must be caught.
-const PATIENCE: u64 = 1_000_000;
+const PATIENCE: u64 = 3_000_000;
 
 fn main() {
     if let Some(seed) = variable("SLUICE_MODEL_SEED") {

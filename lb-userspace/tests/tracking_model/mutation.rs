@@ -45,6 +45,7 @@ mutations! {
     DownIncumbent: "an incumbent that is DOWN is replaced at once",
     SweepsLearning: "the sweep clears entries of slots that learn",
     RestsWithoutGrace: "a slot is put to rest by a sweep that packets in flight may have deceived",
+    SweepsWithoutGrace: "the sweep clears entries of P though packets in flight saw their slot learn",
     SweepsByOldClock: "the sweep judges entries by a clock that it read before",
     PurgeBeforeGrace: "entries are purged while packets still store the id",
     FreedBeforeGrace: "an id is free as soon as its entries are purged",

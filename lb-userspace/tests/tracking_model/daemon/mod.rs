@@ -1,19 +1,20 @@
 //! The daemon under way: its own rules over the shared memory, one access at a time, and what it keeps between.
 
+mod memory;
+
 use std::cell::Cell;
 
-use lb_common::flow::{FlowEntry, FlowState};
-use lb_common::slot::SlotWord;
 use lb_common::track::{Head, Status, TableWord};
 use lb_userspace::model::{Admin, Health};
 use lb_userspace::tracking::removal::Removal;
 use lb_userspace::tracking::settle::{Scope, Settle};
 use lb_userspace::tracking::standing::{Standing, Timers, Wish};
 use lb_userspace::tracking::sweep::Sweep;
-use lb_userspace::tracking::{Backends, Book, SECOND, SharedMemory, Step, Tracking, change};
+use lb_userspace::tracking::{Backends, Book, SECOND, Step, Tracking, change};
 
+use self::memory::{DaemonMemory, Phase, Told};
 use crate::mutation::Mutation;
-use crate::world::{ENTRIES, IDLE, IDS, Log, NOBODY, SERVICES, SLOTS, TABLE, Turn, World};
+use crate::world::{IDLE, IDS, Log, NOBODY, SERVICES, SLOTS, TABLE, Turn, World};
 
 /// Backends that an operator may have: three of the first service, two of the second.
 pub const BACKENDS: usize = 5;
@@ -56,26 +57,6 @@ impl Backends for Known {
     fn table(&self, backend: u32) -> Option<TableWord> {
         let (service, _) = (*self.0.get(backend as usize)?)?;
         Some(World::table(service))
-    }
-}
-
-/// The incumbents' statuses as a mutation tells them to a change.
-struct Told(Known, Mutation, Cell<bool>);
-
-impl Backends for Told {
-    fn status(&self, backend: u32) -> Status {
-        // Asked first about the incumbent, then about the old primary.
-        let second = self.2.replace(!self.2.get());
-        match (self.1, self.0.status(backend)) {
-            (Mutation::NewIncumbent, _) if second => Status::Gone,
-            (Mutation::GoneIncumbent, Status::Gone) if backend != 0 => Status::Down,
-            (Mutation::DownIncumbent, Status::Down) => Status::Gone,
-            (_, status) => status,
-        }
-    }
-
-    fn table(&self, backend: u32) -> Option<TableWord> {
-        self.0.table(backend)
     }
 }
 
@@ -123,109 +104,10 @@ pub struct Daemon {
     leaving: Vec<u32>,
     /// Where the rendezvous order comes from.
     order: u64,
+    /// When the last settling slots began to wait for their last look at `loss`, by [`World::serial`].
+    pub last_look: u32,
     /// Something is wished that is not done.
     pub dirty: bool,
-}
-
-struct DaemonMemory<'w> {
-    turn: Turn<'w>,
-    started: u64,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Adopt,
-    Change,
-    Sweep,
-    Settle,
-    Removal,
-}
-
-impl SharedMemory for DaemonMemory<'_> {
-    fn slot(&self, slot: u32) -> SlotWord {
-        let word = SlotWord(self.turn.access(|world| world.slot(slot).0));
-        let sweeps = self.turn.world.mutation == Mutation::SweepsLearning;
-        if sweeps && self.phase == Phase::Sweep {
-            return SlotWord::steady(word.primary());
-        }
-        word
-    }
-
-    fn store_slot(&self, slot: u32, word: SlotWord) {
-        self.turn.access(|world| {
-            world.store_slot(slot, word);
-            1
-        });
-    }
-
-    fn loss(&self, slot: u32) -> u64 {
-        let loss = self.turn.access(|world| world.loss[slot as usize].get());
-        match self.turn.world.mutation {
-            Mutation::LossIgnored => 0,
-            _ => loss,
-        }
-    }
-
-    fn entries(&self) -> u32 {
-        self.turn.world.buckets.get() * 8
-    }
-
-    fn entry(&self, index: u32) -> FlowEntry {
-        FlowEntry(
-            self.turn
-                .access(|world| world.entries[index as usize % ENTRIES].get().0),
-        )
-    }
-
-    fn swap(&self, index: u32, old: FlowEntry, new: FlowEntry) -> bool {
-        if self.turn.world.mutation == Mutation::NoConversion && self.phase == Phase::Settle {
-            return true;
-        }
-        let phase = self.phase;
-        self.turn.access(|world| {
-            let cell = &world.entries[index as usize % ENTRIES];
-            if cell.get() != old {
-                return 0;
-            }
-            let live = old.state() == FlowState::Established;
-            if let (true, Some(slot)) = (live && new.is_empty(), world.place(old)) {
-                let word = world.slot(slot);
-                use lb_common::slot::Mode;
-                world.promise(
-                    phase == Phase::Removal
-                        || word.mode() == Mode::Steady
-                        || (word.mode() == Mode::Residue && old.backend() == word.primary()),
-                    "I5",
-                    "the daemon cleared a live established entry",
-                );
-            }
-            cell.set(new);
-            if new.is_empty() {
-                world.entry_life[index as usize].set(NOBODY);
-            }
-            1
-        }) != 0
-    }
-
-    fn clock(&self) -> u64 {
-        match (self.turn.world.mutation, self.phase) {
-            (Mutation::StaleStart, Phase::Change) | (Mutation::SweepsByOldClock, Phase::Sweep) => {
-                self.started
-            }
-            (Mutation::AdoptedStart, Phase::Adopt) => 0,
-            _ => self.turn.access(|world| world.clock.get()),
-        }
-    }
-}
-
-impl DaemonMemory<'_> {
-    fn store_head(&self, id: u32, head: Option<Head>) {
-        self.turn.access(|world| {
-            world.store_head(id, head);
-            1
-        });
-    }
 }
 
 impl Daemon {
@@ -255,6 +137,7 @@ impl Daemon {
             change: None,
             leaving: Vec::new(),
             order,
+            last_look: u32::MAX,
             dirty: false,
         };
         for (backend, &present) in daemon.backends.iter_mut().zip(&present) {
@@ -358,6 +241,7 @@ impl Daemon {
     }
 
     pub fn start_settle(&mut self, world: &World) {
+        self.last_look = u32::MAX;
         self.start(world, Chore::Settle(None), None);
     }
 
@@ -459,6 +343,9 @@ impl Daemon {
                     Step::More => {}
                     Step::Grace => {
                         work.graces += 1;
+                        if let (Chore::Settle(_), 2) = (&work.chore, work.graces) {
+                            self.last_look = world.serial.get();
+                        }
                         work.waits = grace(world, &work);
                     }
                     Step::Done => {
@@ -518,7 +405,13 @@ impl Daemon {
                 Step::Done
             }
             Chore::Sweep(sweep) => {
-                if sweep.walk(&memory, &self.known, STRETCH) {
+                // A new book knows of no packets in flight.
+                let blind = Book::new(SLOTS as u32);
+                let shown = match world.mutation {
+                    Mutation::SweepsWithoutGrace => &blind,
+                    _ => &*book,
+                };
+                if sweep.walk(&memory, shown, &self.known, STRETCH) {
                     sweep.clone().finish(&memory, book, 0..SLOTS as u32);
                     Step::Done
                 } else {
