@@ -26,8 +26,7 @@ pub fn kernel(release: &str) -> Finding {
         .split(|c: char| !c.is_ascii_digit())
         .map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let why =
-        "Sluice needs 5.9 (XDP links that outlive the daemon; 5.5 for maps shared through mmap)";
+    let why = "Sluice needs 5.12 (compare-and-swap in BPF; XDP links that outlive the daemon came with 5.9)";
     let mend = "boot a kernel of 5.15 or later; Debian 12 brings 6.1";
     match version {
         (0, 0) => Finding::warning(
@@ -35,7 +34,7 @@ pub fn kernel(release: &str) -> Finding {
             format!("version `{release}` is not understood; {why}"),
             mend,
         ),
-        old if old < (5, 9) => Finding::error(what, format!("{release}: {why}"), mend),
+        old if old < (5, 12) => Finding::error(what, format!("{release}: {why}"), mend),
         old if old < (5, 15) => Finding::warning(
             what,
             format!("{release} should do, but nothing before 5.15 is tested"),

@@ -356,7 +356,7 @@ impl DataPlane for KernelDataPlane {
             backends: &self.backends,
             service: None,
         };
-        sweep.walk(&self.shared(), &records, u32::MAX);
+        sweep.walk(&self.shared(), &self.book, &records, u32::MAX);
         let (tally, _rested) = sweep.finish(&self.shared(), &self.book, 0..end);
         let Some(mut settle) = Settle::begin(&self.shared(), &self.book, &records, scopes) else {
             return Ok(tally);

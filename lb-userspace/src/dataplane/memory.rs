@@ -194,7 +194,7 @@ impl DataPlane for MemoryDataPlane {
         let mark = book.mark();
         book.passed(mark);
         let mut sweep = Sweep::begin(book);
-        sweep.walk(&shared, &records, u32::MAX);
+        sweep.walk(&shared, book, &records, u32::MAX);
         let (tally, _rested) = sweep.finish(&shared, book, 0..end);
         if let Some(mut settle) = Settle::begin(&shared, book, &records, scopes) {
             while settle.step(&shared, book, &records, u32::MAX) != Step::Done {}
