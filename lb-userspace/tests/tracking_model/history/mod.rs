@@ -38,6 +38,8 @@ pub struct History {
     cpus: [Option<Packet>; CPUS],
     spare: Vec<Log>,
     noise: u32,
+    /// In every other history the daemon sweeps whenever packets are in flight that it should beware of.
+    hasty: bool,
     summary: Summary,
     /// What happened, if somebody wants to read it.
     trace: Option<Vec<String>>,
@@ -89,6 +91,7 @@ impl History {
             cpus: Default::default(),
             spare: Vec::new(),
             noise: 0,
+            hasty: seed.is_multiple_of(2),
             summary: Summary::default(),
             trace: traced.then(Vec::new),
             modes: [Mode::Steady; SLOTS],

@@ -82,8 +82,9 @@ impl History {
             self.daemon.start_change(&self.world, false);
         } else if self.daemon.idle() {
             // Packets in flight that saw a slot learn are a danger to the sweep.
-            let hasty = self.daemon.wants_grace() && self.oldest() != u32::MAX;
-            match self.random.below(if hasty { 2 } else { 5 }) {
+            let danger = self.daemon.wants_grace() && self.oldest() != u32::MAX;
+            let chores = if danger && self.hasty { 2 } else { 5 };
+            match self.random.below(chores) {
                 0..=1 => {
                     trace!(self, "daemon: a sweep");
                     if self.oldest() == u32::MAX && self.daemon.wants_grace() {
