@@ -161,7 +161,8 @@ mod tests {
         for (release, severity) in [
             ("5.8.18", Severity::Error),
             ("4.19.0-25-amd64", Severity::Error),
-            ("5.10.0-28-amd64", Severity::Warning),
+            ("5.10.0-28-amd64", Severity::Error),
+            ("5.13.0", Severity::Warning),
             ("5.15.0", Severity::Ok),
             ("6.1.0-18-amd64", Severity::Ok),
             ("10.0-rc1", Severity::Ok),
