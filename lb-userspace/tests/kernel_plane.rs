@@ -372,6 +372,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         weight: 1,
         eligible: true,
         status: Status::Active,
+        lingers: false,
         only_down: false,
         may_keep: true,
         route: Some(route(n)),

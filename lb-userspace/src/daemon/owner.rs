@@ -267,6 +267,10 @@ impl Owner {
             }
         }
         let plan = self.installed.plan(&desired, self.apply_error.is_some())?;
+        if plan.postponed {
+            let soon = Instant::now() + RETRY;
+            self.next_turn = Some(self.next_turn.map_or(soon, |turn| turn.min(soon)));
+        }
         if plan.operations.is_empty() {
             self.installed = plan.after;
             return Ok(plan.moves);
@@ -274,7 +278,10 @@ impl Owner {
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
-                self.restless |= matches!(operation, Operation::ChangeSlots { .. });
+                if matches!(operation, Operation::ChangeSlots { .. }) && !self.restless {
+                    self.restless = true;
+                    self.next_sweep = Instant::now() + super::chores::SWEEP;
+                }
                 let Operation::ClearBackend { id } = operation else {
                     self.plane.apply(operation)?;
                     continue;

@@ -194,15 +194,11 @@ impl Installed {
         number
     }
 
-    pub(super) fn take_id(&mut self, key: &ServiceKey) -> Result<u32, PlanError> {
+    /// An id that nothing names; `None` while there is none.
+    pub(super) fn take_id(&mut self) -> Option<u32> {
         let limit = self.capacity.backends;
         if self.used_ids.len() >= limit as usize {
-            let what = format!("one more backend (of service {key})");
-            return Err(PlanError::Capacity {
-                what,
-                key: "backends",
-                limit,
-            });
+            return None;
         }
         let candidates = (self.next_id..=limit).chain(1..self.next_id);
         let id = candidates
@@ -211,7 +207,7 @@ impl Installed {
             .expect("fewer used than there are");
         self.used_ids.insert(id);
         self.next_id = if id == limit { 1 } else { id + 1 };
-        Ok(id)
+        Some(id)
     }
 
     pub(super) fn release_id(&mut self, id: u32) {

@@ -44,6 +44,8 @@ pub struct DesiredBackend {
     pub only_down: bool,
     /// May stay in the table when nobody is eligible (`on_empty = "keep"`).
     pub may_keep: bool,
+    /// No longer part of the service: there as long as it is installed.
+    pub lingers: bool,
     /// `None`: not known now; what is installed stays.
     pub route: Option<Route>,
 }
@@ -55,6 +57,8 @@ pub struct Plan {
     pub moves: Moves,
     /// Services whose lookup table changes.
     pub tables_changed: u64,
+    /// A backend waits for an id that this plan frees: plan again.
+    pub postponed: bool,
     /// The installed state once every operation is applied.
     pub after: Installed,
 }
@@ -77,7 +81,22 @@ impl Installed {
     /// Plans the way to `desired`, which is sorted by key. `full`: write everything, whatever is believed to be there; needed
     /// after [`Installed::interrupted`].
     pub fn plan(&self, desired: &[DesiredService], full: bool) -> Result<Plan, PlanError> {
+        let mut wanted = 0;
+        for service in desired {
+            wanted += service.backends.iter().filter(|b| !b.lingers).count();
+            if wanted > self.capacity.backends as usize {
+                return Err(PlanError::Capacity {
+                    what: format!(
+                        "what service {} adds to make {wanted} backends",
+                        service.key
+                    ),
+                    key: "backends",
+                    limit: self.capacity.backends,
+                });
+            }
+        }
         let mut planner = Planner {
+            postponed: false,
             before: self,
             after: self.clone(),
             full,
@@ -105,6 +124,8 @@ struct Planner<'a> {
     changes: Vec<Operation>,
     /// Backend ids that nothing will name once the plan is through.
     freed: Vec<u32>,
+    /// A backend has no id yet: those that are gone have to leave theirs first.
+    postponed: bool,
     moves: Moves,
     tables_changed: u64,
 }
@@ -146,7 +167,8 @@ impl Planner<'_> {
         }
         service.tracking = desired.tracking;
         let turns = self.backends(desired, &mut service, fresh_range)?;
-        let members = members(desired, old.as_deref());
+        let mut members = members(desired, old.as_deref());
+        members.retain(|member| service.backends.contains_key(&member.identity));
         if fresh_range || members != service.members {
             let table = maglev::build(&members, size);
             if old.is_some() {
@@ -192,10 +214,18 @@ impl Planner<'_> {
         for backend in &desired.backends {
             let installed = match service.backends.get(&backend.address) {
                 Some(installed) => *installed,
-                None => InstalledBackend {
-                    id: self.after.take_id(&desired.key)?,
-                    route: None,
-                    status: backend.status,
+                None if backend.lingers => continue,
+                None => match self.after.take_id() {
+                    Some(id) => InstalledBackend {
+                        id,
+                        route: None,
+                        status: backend.status,
+                    },
+                    // There is room for all that are declared: others have yet to leave.
+                    None => {
+                        self.postponed = true;
+                        continue;
+                    }
                 },
             };
             let new = !service.backends.contains_key(&backend.address);
@@ -323,6 +353,7 @@ impl Planner<'_> {
             operations,
             moves: self.moves,
             tables_changed: self.tables_changed,
+            postponed: self.postponed,
             after: self.after,
         })
     }

@@ -287,6 +287,43 @@ fn a_refused_plan_leaves_no_trace() {
     assert_eq!(world.send(key(B)), Ok(3));
 }
 
+/// Ids of backends that linger are still taken: who comes meanwhile waits, and the others are served.
+#[test]
+fn a_newcomer_waits_for_an_id_that_lingers() {
+    let capacity = Capacity {
+        backends: 3,
+        ..CAPACITY
+    };
+    let mut world = World::new(capacity);
+    world.go(&[service(key(A), &[1, 2])], None).unwrap();
+    let mut desired = [service(key(A), &[1, 2]), service(key(B), &[3, 4])];
+    let leaving = &mut desired[0].backends[1];
+    (leaving.eligible, leaving.lingers, leaving.weight) = (false, true, 0);
+    let plan = world.installed.plan(&desired, false).unwrap();
+    assert!(plan.postponed);
+    let b = |installed: &Installed| -> Vec<_> {
+        installed.services[&key(B)]
+            .members
+            .iter()
+            .map(|m| m.identity)
+            .collect()
+    };
+    assert_eq!(b(&plan.after), [address(3)]);
+    // It leaves: its id is free after this plan, and the newcomer gets it in the next one.
+    desired[0].backends.truncate(1);
+    let plan = plan.after.plan(&desired, false).unwrap();
+    assert!(plan.postponed);
+    let plan = plan.after.plan(&desired, false).unwrap();
+    assert!(!plan.postponed);
+    assert_eq!(b(&plan.after), [address(3), address(4)]);
+    // One that was never installed does not come only to linger.
+    let mut last = service(key(B), &[3, 4]);
+    last.backends[1].lingers = true;
+    last.backends[1].eligible = false;
+    let plan = Installed::new(capacity).plan(&[last], false).unwrap();
+    assert_eq!(plan.after.backends_used(), 1);
+}
+
 #[test]
 fn moves_are_counted_for_tables_that_change_only() {
     let mut world = World::new(CAPACITY);

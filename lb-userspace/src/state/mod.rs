@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::health::ProbeTarget;
-use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
+use crate::model::{Affinity, Config, Health, NodeSpec, ServiceKey, ServiceSpec, Tracking};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
@@ -247,10 +247,17 @@ impl State {
 
     /// What the data plane should hold, sorted by service key.
     pub fn desired(&self) -> Vec<DesiredService> {
+        let mut lingering = self.lingering();
         let mut desired: Vec<_> = self
             .effective
             .iter()
-            .map(|service| self.desired_service(service))
+            .map(|service| {
+                let mut desired = self.desired_service(service);
+                desired
+                    .backends
+                    .extend(lingering.remove(&service.spec.key).unwrap_or_default());
+                desired
+            })
             .collect();
         desired.sort_by_key(|service| service.key);
         desired
@@ -268,6 +275,7 @@ impl State {
             DesiredBackend {
                 address: backend.address,
                 status: self.status(spec.key, backend.address),
+                lingers: false,
                 weight: backend.weight,
                 eligible: eligibility(&self.node, spec, backend, observed, next_hop).is_ok(),
                 only_down: only_down(&self.node, spec, backend, observed, next_hop),
@@ -278,10 +286,14 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
-            tracking: spec.tracking,
+            // One entry would stand for all of a client's connections: the end of one must not move the others.
+            tracking: match spec.affinity {
+                Affinity::FiveTuple => spec.tracking,
+                Affinity::ClientIp => Tracking::Off,
+            },
             table_size: spec.table_size,
             on_empty: spec.on_empty,
-            backends: present.chain(self.leaving(service)).collect(),
+            backends: present.collect(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What backends may be used for, kept up as wishes, verdicts and time change: [`crate::tracking::standing`] for each of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use lb_common::track::Status;
 
-use super::{Effective, EffectiveBackend, State, eligibility, only_down};
+use super::{Effective, EffectiveBackend, State, eligibility};
 use crate::model::{Admin, Health, OnEmpty, ServiceKey};
 use crate::plan::DesiredBackend;
 use crate::tracking::standing::{Standing, Timers, Wish};
@@ -25,8 +25,7 @@ impl State {
             }
         }
         // Who is not wished for any more lingers, as long as the service is there.
-        let services: std::collections::HashSet<_> =
-            self.effective.iter().map(|s| s.spec.key).collect();
+        let services: HashSet<_> = self.effective.iter().map(|s| s.spec.key).collect();
         self.standings.retain(|at, standing| {
             services.contains(&at.0)
                 && (wishes.contains_key(at) || {
@@ -50,8 +49,16 @@ impl State {
     }
 
     fn wish(&self, service: &Effective, backend: &EffectiveBackend, ignored: bool) -> Wish {
-        let observed = self.observed(&service.spec.name, backend.address);
-        let health = observed.map_or(Health::Unknown, |o| o.health);
+        let spec = &service.spec;
+        let observed = self.observed(&spec.name, backend.address);
+        let next_hop = self.next_hop(backend.address);
+        let unreachable = next_hop.is_some()
+            && super::route(&self.node, spec, backend.address, next_hop).is_err();
+        let health = match observed.map_or(Health::Unknown, |o| o.health) {
+            // Packets would go where the last route led.
+            Health::Up if unreachable => Health::Down,
+            health => health,
+        };
         Wish {
             admin: backend.admin.admin,
             health: if ignored && health == Health::Down {
@@ -64,21 +71,16 @@ impl State {
         }
     }
 
-    /// Whether the service is served by those whose probes fail, for want of others (docs/decisions/0013-on-empty.md).
+    /// Whether the service is served without regard to health, for want of eligible backends (docs/decisions/0013-on-empty.md):
+    /// then nobody's flows are forgotten either.
     fn health_is_ignored(&self, service: &Effective) -> bool {
         let spec = &service.spec;
-        let of = |backend: &EffectiveBackend| {
+        let eligible = |backend: &EffectiveBackend| {
             let observed = self.observed(&spec.name, backend.address);
             let next_hop = self.next_hop(backend.address);
-            (
-                eligibility(&self.node, spec, backend, observed, next_hop).is_ok(),
-                only_down(&self.node, spec, backend, observed, next_hop),
-            )
+            eligibility(&self.node, spec, backend, observed, next_hop).is_ok()
         };
-        let all: Vec<_> = service.backends.iter().map(of).collect();
-        spec.on_empty == OnEmpty::Keep
-            && all.iter().all(|(eligible, _)| !eligible)
-            && all.iter().any(|(_, down)| *down)
+        spec.on_empty == OnEmpty::Keep && !service.backends.iter().any(eligible)
     }
 
     /// What a backend's flows may use it for.
@@ -95,26 +97,35 @@ impl State {
             .is_some_and(|standing| standing.status() == Status::Gone)
     }
 
-    /// Backends that are no longer part of the service, while their flows linger.
-    pub(super) fn leaving(&self, service: &Effective) -> Vec<DesiredBackend> {
-        let key = service.spec.key;
-        let gone = self.standings.iter().filter(|((k, address), _)| {
-            *k == key && service.backends.iter().all(|b| b.address != *address)
-        });
-        let mut leaving: Vec<_> = gone
-            .map(|((_, address), standing)| DesiredBackend {
-                address: *address,
+    /// Backends that are no longer part of their service, while their flows linger.
+    pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
+        let declared: HashSet<(ServiceKey, IpAddr)> = self
+            .effective
+            .iter()
+            .flat_map(|s| s.backends.iter().map(|b| (s.spec.key, b.address)))
+            .collect();
+        let mut lingering: HashMap<_, Vec<_>> = HashMap::new();
+        for (at, standing) in self
+            .standings
+            .iter()
+            .filter(|(at, _)| !declared.contains(*at))
+        {
+            lingering.entry(at.0).or_default().push(DesiredBackend {
+                address: at.1,
                 weight: 0,
                 eligible: false,
                 status: standing.status(),
                 only_down: false,
                 may_keep: false,
+                lingers: true,
                 // What is installed stays.
                 route: None,
-            })
-            .collect();
-        leaving.sort_by_key(|backend| backend.address);
-        leaving
+            });
+        }
+        for backends in lingering.values_mut() {
+            backends.sort_by_key(|backend| backend.address);
+        }
+        lingering
     }
 }
 

@@ -94,6 +94,7 @@ fn make(key: ServiceKey, n: u8, backend: Backend) -> DesiredBackend {
         // As `state` says: weight and a known way are needed.
         eligible: backend.healthy && backend.weight > 0 && backend.route.is_some(),
         status: lb_common::track::Status::Active,
+        lingers: false,
         only_down: backend.down
             && !backend.healthy
             && backend.weight > 0

@@ -73,6 +73,7 @@ pub fn backend(key: ServiceKey, n: u8) -> DesiredBackend {
         weight: 1,
         eligible: true,
         status: Status::Active,
+        lingers: false,
         only_down: false,
         may_keep: true,
         route: Some(route(key, address(n), 0)),
