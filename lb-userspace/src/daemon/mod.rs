@@ -4,6 +4,8 @@
 
 mod chores;
 mod commands;
+mod commit;
+mod interfaces;
 mod kernel_log;
 mod overlay;
 mod owner;

@@ -10,7 +10,7 @@ use lb_common::abi::BackendCounters;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::api::dto::{Changed, Command};
+use crate::api::dto::Command;
 use crate::dataplane::attach::{self, Attachment, BALANCER_PREFIX};
 use crate::dataplane::kernel::KernelDataPlane;
 use crate::dataplane::{DataPlane as _, Operation, pin_directory};
@@ -75,7 +75,7 @@ pub struct Owner {
     pub(super) attach_error: Option<String>,
     pub(super) table_changes: u64,
     /// The program has been attached, perhaps.
-    carries_traffic: bool,
+    pub(super) carries_traffic: bool,
     /// When a backend's status changes by itself.
     next_turn: Option<Instant>,
     /// Some slot is not at rest, or some flow is remembered.
@@ -313,44 +313,6 @@ impl Owner {
         Ok(plan.moves)
     }
 
-    /// Attaches to every named interface; when all of them are, lets go of others.
-    pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
-        let directory = pin_directory(&config.node.pin);
-        self.carries_traffic = true;
-        let mode = config.node.xdp_mode;
-        let mut standing = std::mem::take(&mut self.attachments);
-        standing.retain(|attachment| attachment.asked == mode && attachment.stands());
-        let mut errors = Vec::new();
-        for interface in &config.node.interfaces {
-            // This process has one program: where it is attached, nothing is to be done.
-            if let Some(i) = standing.iter().position(|a| a.interface == *interface) {
-                self.attachments.push(standing.swap_remove(i));
-                continue;
-            }
-            let program = self.plane.program();
-            match attach::attach(program, interface, mode, &directory, BALANCER_PREFIX) {
-                Ok(attachment) => {
-                    tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
-                    if let Some(note) = &attachment.note {
-                        tracing::warn!(interface, "{note}");
-                    }
-                    self.attachments.push(attachment);
-                }
-                // The others get theirs all the same.
-                Err(error) => errors.push(format!("{error:#}")),
-            }
-        }
-        anyhow::ensure!(errors.is_empty(), "{}", errors.join("; "));
-        let keep: Vec<_> = self.attachments.iter().map(|a| a.ifindex).collect();
-        for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
-            tracing::info!(
-                interface = freed,
-                "detached: the interface is gone, or node.interfaces no longer names it"
-            );
-        }
-        Ok(())
-    }
-
     /// Tells probes and netlink what to look at.
     pub(super) fn watch(&mut self) {
         self.targets = self.state.probe_targets();
@@ -392,69 +354,6 @@ impl Owner {
             tracing::warn!(backend = %event.address, "next hop unknown: {why}");
         }
         self.state.set_next_hop(event.address, event.state);
-    }
-
-    /// Changes state by `change`, the data plane and the stored overlay with it; or none of them. `change` returns a sentence
-    /// about what it did, and whether it did anything.
-    pub(super) fn commit(
-        &mut self,
-        change: impl FnOnce(&mut Self) -> Result<(String, bool)>,
-    ) -> Result<Changed> {
-        let before = self.state.clone();
-        let config = self.config.clone();
-        let mut applied = false;
-        let result = change(self).and_then(|(message, changed)| {
-            // A full disk shows here, before a slot has moved.
-            let prepared =
-                tokio::task::block_in_place(|| self.store.prepare(self.state.overlay()))?;
-            self.watch();
-            let moves = match self.apply() {
-                Ok(moves) => moves,
-                Err(error) => {
-                    prepared.into_iter().for_each(|p| self.store.discard(p));
-                    return Err(error);
-                }
-            };
-            applied = true;
-            if let Some(prepared) = prepared {
-                tokio::task::block_in_place(|| self.store.commit(prepared))?;
-            }
-            Ok((message, changed, moves))
-        });
-        match result {
-            Ok((message, changed, moves)) => Ok(Changed {
-                message,
-                changed,
-                slots_moved: moves.moved,
-                slots_moved_in_excess: moves.excess,
-            }),
-            Err(error) => {
-                self.roll_back(before, config, applied);
-                Err(error)
-            }
-        }
-    }
-
-    pub(super) fn roll_back(&mut self, before: State, config: Config, applied: bool) {
-        let node_changed = self.config.node != config.node;
-        self.state = before;
-        self.config = config;
-        self.watch();
-        if node_changed && !self.attachments.is_empty() {
-            let old = self.config.clone();
-            self.attach_error = self.attach(&old).err().map(|error| format!("{error:#}"));
-        }
-        if !applied {
-            return;
-        }
-        if let Err(error) = self.apply() {
-            tracing::error!("a refused change is still in the data plane: {error:#}");
-        }
-        // The document may be the new one already; if this fails too, the next change writes it.
-        let overlay = self.state.overlay();
-        if let Err(error) = tokio::task::block_in_place(|| self.store.save(overlay)) {
-            tracing::error!("a refused change may come back with a restart: {error:#}");
-        }
     }
 
     pub(super) fn not_ready(&self) -> Vec<String> {

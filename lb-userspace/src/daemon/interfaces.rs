@@ -1,0 +1,48 @@
+//! The program on the node's interfaces, and nowhere else.
+
+use anyhow::Result;
+
+use super::owner::Owner;
+use crate::dataplane::attach::{self, BALANCER_PREFIX};
+use crate::dataplane::pin_directory;
+use crate::model::Config;
+
+impl Owner {
+    /// Attaches to every named interface; when all of them are, lets go of others.
+    pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
+        let directory = pin_directory(&config.node.pin);
+        self.carries_traffic = true;
+        let mode = config.node.xdp_mode;
+        let mut standing = std::mem::take(&mut self.attachments);
+        standing.retain(|attachment| attachment.asked == mode && attachment.stands());
+        let mut errors = Vec::new();
+        for interface in &config.node.interfaces {
+            // This process has one program: where it is attached, nothing is to be done.
+            if let Some(i) = standing.iter().position(|a| a.interface == *interface) {
+                self.attachments.push(standing.swap_remove(i));
+                continue;
+            }
+            let program = self.plane.program();
+            match attach::attach(program, interface, mode, &directory, BALANCER_PREFIX) {
+                Ok(attachment) => {
+                    tracing::info!(interface, ifindex = attachment.ifindex, mode = %attachment.got, "attached");
+                    if let Some(note) = &attachment.note {
+                        tracing::warn!(interface, "{note}");
+                    }
+                    self.attachments.push(attachment);
+                }
+                // The others get theirs all the same.
+                Err(error) => errors.push(format!("{error:#}")),
+            }
+        }
+        anyhow::ensure!(errors.is_empty(), "{}", errors.join("; "));
+        let keep: Vec<_> = self.attachments.iter().map(|a| a.ifindex).collect();
+        for freed in attach::detach_others(&directory, BALANCER_PREFIX, &keep)? {
+            tracing::info!(
+                interface = freed,
+                "detached: the interface is gone, or node.interfaces no longer names it"
+            );
+        }
+        Ok(())
+    }
+}
