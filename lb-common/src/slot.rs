@@ -23,7 +23,7 @@ const ID_MASK: u64 = (BACKEND_ID_LIMIT - 1) as u64;
 pub enum Mode {
     /// Every packet goes to P; nothing is read, nothing is written.
     Steady = 0,
-    /// P differs from I: flows of I are being learnt.
+    /// Flows are being remembered: those of I that are met, and new ones, which go to P.
     Learn = 1,
     /// P equals I again, but flows learnt before may still name others.
     Residue = 2,

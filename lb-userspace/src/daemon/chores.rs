@@ -6,7 +6,6 @@ use anyhow::Result;
 use lb_common::flow::FlowState;
 
 use super::owner::Owner;
-use crate::dataplane::DataPlane as _;
 use crate::model::Protocol;
 use crate::tracking::SECOND;
 use crate::tracking::settle::Scope;

@@ -21,9 +21,7 @@ use super::shared::{Records, Shared};
 use super::{DataPlane, Operation, grace, objects};
 use crate::model::Capacity;
 use crate::tracking::change::change;
-use crate::tracking::settle::{Scope, Settle};
-use crate::tracking::sweep::{Sweep, Tally};
-use crate::tracking::{Book, SharedMemory as _, Step, Tracking};
+use crate::tracking::{Book, SharedMemory as _, Tracking};
 
 /// The loaded program and its maps.
 pub struct KernelDataPlane {
@@ -31,11 +29,11 @@ pub struct KernelDataPlane {
     node: Node,
     cpus: u32,
     services: Mapped<ServiceBucket>,
-    slots: Mapped<SlotWord>,
-    losses: Mapped<u64>,
-    flows: Mapped<FlowLine>,
-    book: Book,
-    backends: Mapped<Backend>,
+    pub(super) slots: Mapped<SlotWord>,
+    pub(super) losses: Mapped<u64>,
+    pub(super) flows: Mapped<FlowLine>,
+    pub(super) book: Book,
+    pub(super) backends: Mapped<Backend>,
     control: Mapped<u64>,
     backend_counters: Mapped<BackendCounters>,
     reason_counters: Mapped<u64>,
@@ -144,7 +142,7 @@ impl KernelDataPlane {
         self.epoch
     }
 
-    fn grace(&mut self) -> Result<()> {
+    pub(super) fn grace(&mut self) -> Result<()> {
         let mark = self.book.mark();
         grace::wait()?;
         self.book.passed(mark);
@@ -193,7 +191,7 @@ impl KernelDataPlane {
         Ok(())
     }
 
-    const fn shared(&self) -> Shared<'_> {
+    pub(super) const fn shared(&self) -> Shared<'_> {
         Shared {
             slots: &self.slots,
             losses: &self.losses,
@@ -340,52 +338,6 @@ impl DataPlane for KernelDataPlane {
                 Ok(())
             }
         }
-    }
-
-    fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally> {
-        let end = scopes
-            .iter()
-            .map(|scope| scope.slots.end)
-            .max()
-            .unwrap_or(0);
-        if self.book.wants_grace(0..end) {
-            self.grace()?;
-        }
-        let mut sweep = Sweep::begin(&self.book);
-        let records = Records {
-            backends: &self.backends,
-            service: None,
-        };
-        sweep.walk(&self.shared(), &self.book, &records, u32::MAX);
-        let (tally, _rested) = sweep.finish(&self.shared(), &self.book, 0..end);
-        let Some(mut settle) = Settle::begin(&self.shared(), &self.book, &records, scopes) else {
-            return Ok(tally);
-        };
-        self.grace()?;
-        loop {
-            let records = Records {
-                backends: &self.backends,
-                service: None,
-            };
-            let shared = Shared {
-                slots: &self.slots,
-                losses: &self.losses,
-                flows: &self.flows,
-            };
-            match settle.step(&shared, &mut self.book, &records, u32::MAX) {
-                Step::More => {}
-                Step::Grace => self.grace()?,
-                Step::Done => return Ok(tally),
-            }
-        }
-    }
-
-    fn modes(&self, first: u32, size: u32) -> [u64; 3] {
-        let mut modes = [0; 3];
-        for slot in first..first + size {
-            modes[SlotWord(self.slots.load(slot, 0)).mode() as usize] += 1;
-        }
-        modes
     }
 
     fn backend_counters(&self, id: u32) -> BackendCounters {

@@ -12,9 +12,7 @@ use lb_common::track::{FlowBucket, Head, Status, TableWord};
 
 use super::{DataPlane, Operation};
 use crate::tracking::change::change;
-use crate::tracking::settle::{Scope, Settle};
-use crate::tracking::sweep::{Sweep, Tally};
-use crate::tracking::{Backends, Book, SharedMemory, Step};
+use crate::tracking::{Backends, Book, SharedMemory};
 
 /// For property tests of the planner. Nothing runs beside it, so a grace period has nothing to wait for.
 #[derive(Debug)]
@@ -182,32 +180,6 @@ impl DataPlane for MemoryDataPlane {
             }
         }
         Ok(())
-    }
-
-    fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally> {
-        let end = scopes
-            .iter()
-            .map(|scope| scope.slots.end)
-            .max()
-            .unwrap_or(0);
-        let (shared, records, book) = self.shared(None);
-        let mark = book.mark();
-        book.passed(mark);
-        let mut sweep = Sweep::begin(book);
-        sweep.walk(&shared, book, &records, u32::MAX);
-        let (tally, _rested) = sweep.finish(&shared, book, 0..end);
-        if let Some(mut settle) = Settle::begin(&shared, book, &records, scopes) {
-            while settle.step(&shared, book, &records, u32::MAX) != Step::Done {}
-        }
-        Ok(tally)
-    }
-
-    fn modes(&self, first: u32, size: u32) -> [u64; 3] {
-        let mut modes = [0; 3];
-        for word in &self.tables.slots[first as usize..(first + size) as usize] {
-            modes[word.mode() as usize] += 1;
-        }
-        modes
     }
 
     fn backend_counters(&self, id: u32) -> BackendCounters {

@@ -4,6 +4,7 @@
 //! data path over plain memory, for property tests). Does not own: which operations are needed, in what order (`plan`).
 
 pub mod attach;
+mod chores;
 pub mod decap;
 pub mod grace;
 pub mod kernel;
@@ -21,8 +22,6 @@ use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 
 use crate::tracking::Tracking;
-use crate::tracking::settle::Scope;
-use crate::tracking::sweep::Tally;
 
 pub use attach::detach;
 
@@ -71,15 +70,6 @@ pub trait DataPlane {
     /// # Errors
     /// What the kernel said, with the operation. Operations before it stay applied.
     fn apply(&mut self, operation: &Operation) -> Result<()>;
-
-    /// The regular chores on slots and flow table ([`crate::tracking`]): sweep, and settle what is due.
-    ///
-    /// # Errors
-    /// When the kernel refuses a grace period.
-    fn maintain(&mut self, scopes: &[Scope]) -> Result<Tally>;
-
-    /// Slots by mode (steady, learn, residue) of the range from `first`.
-    fn modes(&self, first: u32, size: u32) -> [u64; 3];
 
     /// Packets, bytes and flows of one backend id since the maps were made, summed over CPUs.
     fn backend_counters(&self, id: u32) -> BackendCounters;

@@ -95,7 +95,6 @@ impl Book {
         self.left_learning[slot as usize] <= graced
     }
 
-    /// Whether a grace period would let a sweep put some of these slots to rest.
     /// Whether a grace period would let the next sweep put more of these slots to rest.
     pub fn wants_grace(&self, slots: Range<u32>) -> bool {
         slots.into_iter().any(|slot| !self.quiet(slot, self.graced))
