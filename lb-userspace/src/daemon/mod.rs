@@ -14,6 +14,7 @@ mod report;
 mod seed;
 pub mod store;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,7 +29,7 @@ use crate::check;
 use crate::config;
 use crate::dataplane::attach;
 use crate::dataplane::kernel::KernelDataPlane;
-use crate::dataplane::pin_directory;
+use crate::dataplane::{objects, pin_directory};
 use crate::health::Prober;
 use crate::metrics::{self, Snapshot, Source};
 use crate::model::Config;
@@ -39,11 +40,12 @@ use owner::{Ending, Owner};
 /// Events waiting for the owner; senders wait when it is full.
 const QUEUE: usize = 1_024;
 
-/// Runs until SIGTERM, SIGINT or `detach`. SIGTERM leaves the data path forwarding.
+/// Runs until SIGTERM, SIGINT or `detach`. SIGTERM leaves the data path forwarding. `object`: a file to load instead of the built-in
+/// data path.
 ///
 /// # Errors
 /// Whatever keeps it from starting, with the way out. Nothing is attached or replaced then.
-pub async fn run(config_path: PathBuf) -> Result<()> {
+pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -51,6 +53,10 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     let config = config::load(&config_path)?;
     require_permissions()?;
     require_interfaces(&config)?;
+    let object = match &object {
+        None => Cow::Borrowed(objects::BALANCER),
+        Some(file) => Cow::Owned(objects::read_balancer(file)?),
+    };
     let _pins = attach::claim(&pin_directory(&config.node.pin))?;
     raise_descriptor_limit();
     let control = api::server::bind(&config.socket)?;
@@ -62,7 +68,7 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     };
     let restored = overlay::restore(&config)?;
     let hash_seed = seed::obtain(&config.node)?;
-    let mut plane = KernelDataPlane::load(&hash_seed, &config.capacity)?;
+    let mut plane = KernelDataPlane::load(&object, &hash_seed, &config.capacity)?;
     kernel_log::start(plane.object())?;
 
     let (health_events, health) = mpsc::channel(QUEUE);

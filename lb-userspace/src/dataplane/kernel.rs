@@ -18,7 +18,7 @@ use lb_common::track::{Head, Status, TableWord};
 
 use super::mapped::Mapped;
 use super::shared::{Records, Shared};
-use super::{DataPlane, Operation, grace, objects};
+use super::{DataPlane, Operation, grace};
 use crate::model::Capacity;
 use crate::tracking::change::change;
 use crate::tracking::{Book, SharedMemory as _, Tracking};
@@ -47,8 +47,9 @@ pub struct KernelDataPlane {
 }
 
 impl KernelDataPlane {
-    /// Loads the object with maps of this capacity. Nothing is attached yet.
-    pub fn load(hash_seed: &str, capacity: &Capacity) -> Result<Self> {
+    /// Loads an object, [`objects::BALANCER`](super::objects::BALANCER) or one like it, with maps of this capacity. Nothing is
+    /// attached yet.
+    pub fn load(object: &[u8], hash_seed: &str, capacity: &Capacity) -> Result<Self> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(what, error)| anyhow!("number of CPUs from {what}: {error}"))?
             as u32;
@@ -69,7 +70,7 @@ impl KernelDataPlane {
             .map_max_entries(names::BACKEND_COUNTERS, cpus * node.backend_capacity)
             .map_max_entries(names::REASON_COUNTERS, cpus * REASONS)
             .override_global(names::NODE, &node.words(), true)
-            .load(objects::BALANCER)
+            .load(object)
             .map_err(explain_load)?;
         let mut take = |name: &str| {
             ebpf.take_map(name)
