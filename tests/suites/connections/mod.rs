@@ -1,274 +1,142 @@
-//! Connections survive change: long-lived ones through everything that moves slots.
+//! Connections survive change: long-lived ones through everything that moves slots, and through restarts and upgrades.
+
+mod everything;
+mod failures;
+mod ledger;
+mod restarts;
+mod upgrade;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::client::EchoConnection;
 use lab::config::{File, Service};
-use lab::{Daemon, Family, Lab, wait_until};
+use lab::traffic::Outcome;
+use lab::{Daemon, Family, Lab, Traffic};
 
 use crate::Suites;
-use crate::setup::{ECHO, HTTP, serving};
+use crate::setup::{ECHO, HTTP};
+use ledger::Ledger;
 
-/// Connections of each of the four clients.
-const EACH: usize = 125;
-/// Between two exchanges of a connection.
-const PACE: Duration = Duration::from_millis(100);
-const SOON: Duration = Duration::from_secs(10);
+/// The services: TCP and UDP echo behind one VIP.
+const CHAT: &str = "chat";
+const DATAGRAMS: &str = "datagrams";
+
+/// Anything the daemon does by itself, on a machine with much else to do.
+const SOON: Duration = Duration::from_secs(20);
+
+/// New connections, and new flows, that a look at the table takes.
+const NEWCOMERS: usize = 40;
 
 pub fn add(suites: &mut Suites) {
-    suites.case("connections", "500_survive_every_change", survive);
-    suites.case("connections", "two_changes_a_second", restless);
-    suites.case("connections", "a_dead_backend_breaks_its_own_only", dead);
-    suites.case("connections", "tracking_off_forgets", off);
+    everything::add(suites);
+    restarts::add(suites);
+    upgrade::add(suites);
+    failures::add(suites);
 }
 
-/// The echo service over the first `backends`, probed over HTTP.
+/// Both services over the first `backends`, the TCP one probed over HTTP.
+///
+/// The UDP one has no probes: a suspect of a UDP service is DOWN at once (its grace is 0, for a datagram has no retransmission
+/// that would find the way back), so that a blip rightly moves its flows.
 fn chat<'lab>(lab: &'lab Lab, backends: usize, extra: &str) -> Result<Daemon<'lab>> {
-    let addresses = lab.backends()[..backends].iter().map(|b| b.v4());
-    let service = Service {
+    let addresses = || lab.backends()[..backends].iter().map(|b| b.v4());
+    let vip = Family::V4.vip_port(ECHO);
+    let extra = extra.to_owned();
+    let chat = Service {
         probe_port: Some(HTTP),
         interval_ms: 100,
-        extra: extra.to_owned(),
-        ..Service::tcp("chat", Family::V4.vip_port(ECHO), addresses).probed()
+        extra: extra.clone(),
+        ..Service::tcp(CHAT, vip, addresses()).probed()
     };
-    Daemon::start(lab, &File::new(vec![service]))
+    let datagrams = Service {
+        extra,
+        ..Service::udp(DATAGRAMS, vip, addresses())
+    };
+    Daemon::start(lab, &File::new(vec![chat, datagrams]))
 }
 
-/// Connections that exchange a line every 100 ms until they are asked to stop.
-struct Talk {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicUsize>,
-    threads: Vec<JoinHandle<Vec<Outcome>>>,
+/// Traffic over both services, and the books that are kept of it.
+struct Scene<'lab> {
+    lab: &'lab Lab,
+    traffic: Traffic,
+    ledger: Ledger<'lab>,
+    /// Datagrams of flows that are no part of `traffic`.
+    others: u64,
 }
 
-/// What became of a connection: whose it is, and why it broke, if it did.
-type Outcome = (String, Option<String>);
-
-impl Talk {
-    fn start(lab: &Lab, each: usize) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let rounds = Arc::new(AtomicUsize::new(0));
-        let mut threads = Vec::new();
-        for client in 0..4 {
-            let mut connections = Vec::new();
-            for _ in 0..each {
-                let vip = Family::V4.vip_port(ECHO);
-                let mut connection = lab.client().connect_from(vip, client)?;
-                let name = connection.exchange("first")?;
-                connections.push((connection, (name, None)));
-            }
-            let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
-            threads.push(std::thread::spawn(move || {
-                talk(connections, &stop, &rounds)
-            }));
-        }
+impl<'lab> Scene<'lab> {
+    fn begin(
+        lab: &'lab Lab,
+        daemon: &Daemon<'_>,
+        connections: usize,
+        flows: usize,
+    ) -> Result<Self> {
+        // The books first: what is never counted cannot be missed.
+        let ledger = Ledger::open(lab, daemon)?;
+        let vip = Family::V4.vip_port(ECHO);
+        let traffic = Traffic::start(lab, vip, connections, flows)?;
         Ok(Self {
-            stop,
-            rounds,
-            threads,
+            lab,
+            traffic,
+            ledger,
+            others: 0,
         })
     }
 
-    /// Waits until every connection has exchanged `rounds` more lines.
-    fn go_on(&self, rounds: usize) -> Result<()> {
-        // The slowest of four threads: each counts its own rounds.
-        let target = self.rounds.load(Ordering::Relaxed) + 4 * (rounds + 1);
-        wait_until("lines to be exchanged", SOON * 3, || {
-            Ok(self.rounds.load(Ordering::Relaxed) >= target)
-        })?;
-        Ok(())
+    /// Lets the traffic go on for some rounds after `step`. Nothing may have broken, and the books must balance.
+    fn after(&mut self, step: &str, daemon: &Daemon<'_>) -> Result<()> {
+        self.take_stock(Some(daemon))
+            .with_context(|| format!("after this step: {step}"))
     }
 
-    fn stop(self) -> Result<Vec<Outcome>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
-        for thread in self.threads {
-            let outcomes = thread.join().ok().context("a talking thread panicked")?;
-            all.extend(outcomes);
+    /// The same when the daemon is another one than at the last look: frames are compared over the restart, its counters from now on.
+    fn after_restart(&mut self, step: &str, daemon: &Daemon<'_>) -> Result<()> {
+        self.take_stock(None)
+            .with_context(|| format!("after this step: {step}"))?;
+        self.ledger.new_daemon(daemon)
+    }
+
+    fn take_stock(&mut self, daemon: Option<&Daemon<'_>>) -> Result<()> {
+        self.traffic.go_on(3)?;
+        self.traffic.ensure_whole()?;
+        let _hush = self.traffic.hush()?;
+        self.ledger.balance(daemon)
+    }
+
+    /// Ends the traffic. Nothing broke, and the peers' numbers agree.
+    fn end(self) -> Result<Vec<Outcome>> {
+        let outcomes = self.traffic.stop()?;
+        let broken: Vec<_> = outcomes.iter().filter(|o| o.broken.is_some()).collect();
+        ensure!(broken.is_empty(), "broken at the end: {broken:?}");
+        for outcome in &outcomes {
+            ensure!(outcome.said == outcome.answered, "unanswered: {outcome:?}");
         }
-        Ok(all)
+        let udp = outcomes.iter().filter(|o| o.protocol == "udp");
+        let said: u64 = udp.map(|outcome| outcome.said).sum();
+        ledger::ensure_echoed(self.lab, said + self.others)?;
+        Ok(outcomes)
     }
-}
 
-fn talk(
-    mut connections: Vec<(EchoConnection, Outcome)>,
-    stop: &AtomicBool,
-    rounds: &AtomicUsize,
-) -> Vec<Outcome> {
-    let mut round = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let began = Instant::now();
-        for (connection, (name, broken)) in &mut connections {
-            if broken.is_some() {
-                continue;
-            }
-            *broken = match connection.exchange(&format!("line {round}")) {
-                Ok(answered) if answered == *name => None,
-                Ok(answered) => Some(format!("moved from {name} to {answered}")),
-                Err(error) => Some(format!("{error:#}")),
-            };
+    /// Which backends new connections go to, and how many to each.
+    fn newcomers(&self) -> Result<BTreeMap<String, u64>> {
+        let vip = Family::V4.vip_port(ECHO);
+        let addresses = self.lab.client().sources(vip.ip()).len();
+        let mut names = BTreeMap::new();
+        for i in 0..NEWCOMERS {
+            let mut connection = self.lab.client().connect_from(vip, i % addresses)?;
+            *names.entry(connection.exchange("new")?).or_default() += 1;
         }
-        round += 1;
-        rounds.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(PACE.saturating_sub(began.elapsed()));
+        Ok(names)
     }
-    connections
-        .into_iter()
-        .map(|(_, outcome)| outcome)
-        .collect()
-}
 
-fn ensure_whole(outcomes: &[Outcome]) -> Result<()> {
-    let broken: Vec<_> = outcomes
-        .iter()
-        .filter(|(_, broken)| broken.is_some())
-        .collect();
-    ensure!(
-        broken.is_empty(),
-        "{} of {} connections broke: {:?}",
-        broken.len(),
-        outcomes.len(),
-        &broken[..broken.len().min(5)]
-    );
-    Ok(())
-}
-
-/// Where 40 new connections go.
-fn newcomers(lab: &Lab) -> Result<BTreeMap<String, usize>> {
-    let mut names = BTreeMap::new();
-    for i in 0..40 {
-        let mut connection = lab
+    /// The same for new flows over UDP.
+    fn new_flows(&mut self) -> Result<BTreeMap<String, u64>> {
+        let run = self
+            .lab
             .client()
-            .connect_from(Family::V4.vip_port(ECHO), i % 4)?;
-        *names.entry(connection.exchange("new")?).or_default() += 1;
+            .udp(Family::V4.vip_port(ECHO), NEWCOMERS, 8)?;
+        self.others += NEWCOMERS as u64;
+        Ok(run.ensure_all_answered()?.by_backend())
     }
-    Ok(names)
-}
-
-fn survive() -> Result<()> {
-    let lab = serving(Lab::builder().backends(6).clients(4))?;
-    let daemon = chat(&lab, 3, "")?;
-    let talk = Talk::start(&lab, EACH)?;
-    let address = |n: usize| lab.backend(n).v4().to_string();
-
-    for n in [4, 5, 6] {
-        daemon.change(&["backend", "add", "chat", &address(n)])?;
-        daemon.wait_eligible("chat", lab.backend(n).v4(), true, SOON)?;
-    }
-    ensure!(newcomers(&lab)?.len() >= 5, "newcomers do not spread");
-    talk.go_on(3)?;
-
-    for (n, weight) in [(1, "5"), (2, "1"), (3, "3"), (4, "2"), (5, "4"), (6, "7")] {
-        daemon.change(&["backend", "weight", "chat", &address(n), weight])?;
-    }
-    talk.go_on(3)?;
-
-    daemon.change(&["backend", "drain", "chat", &address(1), "--reason", "test"])?;
-    daemon.change(&["backend", "drain", "chat", &address(2), "--reason", "test"])?;
-    let new = newcomers(&lab)?;
-    ensure!(
-        !new.contains_key("backend1") && !new.contains_key("backend2"),
-        "drained backends got new connections: {new:?}"
-    );
-    talk.go_on(3)?;
-
-    // A blip: probes fail for a while, connections do not.
-    lab.backend(3).set_health_status(503);
-    daemon.wait_eligible("chat", lab.backend(3).v4(), false, SOON)?;
-    ensure!(
-        !newcomers(&lab)?.contains_key("backend3"),
-        "a failing backend got new connections"
-    );
-    talk.go_on(10)?;
-    lab.backend(3).set_health_status(200);
-    daemon.wait_eligible("chat", lab.backend(3).v4(), true, SOON)?;
-    talk.go_on(3)?;
-
-    daemon.change(&["backend", "activate", "chat", &address(1)])?;
-    // Removed: its connections linger.
-    daemon.change(&["backend", "remove", "chat", &address(2)])?;
-    daemon.reload()?;
-    talk.go_on(3)?;
-    let new = newcomers(&lab)?;
-    ensure!(
-        !new.contains_key("backend2"),
-        "a removed backend got new connections: {new:?}"
-    );
-
-    // A sweep passes over it all, and sees what is remembered.
-    talk.go_on(50)?;
-    let remembered = daemon.metrics()?.sum("sluice_flow_table_entries", &[]);
-    ensure!(remembered >= 100, "{remembered} flows are remembered");
-    let outcomes = talk.stop()?;
-    ensure!(outcomes.len() == 4 * EACH, "{} outcomes", outcomes.len());
-    ensure_whole(&outcomes)
-}
-
-fn restless() -> Result<()> {
-    let lab = serving(Lab::builder().backends(4).clients(4))?;
-    let daemon = chat(&lab, 4, "")?;
-    let talk = Talk::start(&lab, 50)?;
-    let began = Instant::now();
-    for change in 0_usize.. {
-        if began.elapsed() > Duration::from_secs(10) {
-            break;
-        }
-        let backend = lab.backend(1 + change % 4).v4().to_string();
-        let weight = (1 + change * 7 % 11).to_string();
-        daemon.change(&["backend", "weight", "chat", &backend, &weight])?;
-        std::thread::sleep(Duration::from_millis(450));
-    }
-    talk.go_on(2)?;
-    ensure_whole(&talk.stop()?)
-}
-
-fn dead() -> Result<()> {
-    let lab = serving(Lab::builder().backends(3).clients(4))?;
-    let daemon = chat(&lab, 3, "")?;
-    let talk = Talk::start(&lab, 40)?;
-    let victim = lab.backend(2);
-    victim.kill();
-    daemon.wait_eligible("chat", victim.v4(), false, SOON)?;
-    talk.go_on(5)?;
-    victim.revive()?;
-    daemon.wait_eligible("chat", victim.v4(), true, SOON)?;
-    talk.go_on(5)?;
-    let outcomes = talk.stop()?;
-    let (theirs, others): (Vec<_>, Vec<_>) = outcomes
-        .into_iter()
-        .partition(|(name, _)| name == victim.name());
-    ensure!(
-        !theirs.is_empty() && theirs.iter().all(|(_, broken)| broken.is_some()),
-        "a connection outlived its dead server"
-    );
-    ensure_whole(&others)
-}
-
-/// What `tracking = "off"` costs, and that it is tracking which the other cases show.
-fn off() -> Result<()> {
-    let lab = serving(Lab::builder().backends(6).clients(4))?;
-    let daemon = chat(&lab, 3, "tracking = \"off\"\n")?;
-    let talk = Talk::start(&lab, 40)?;
-    for n in [4, 5, 6] {
-        let address = lab.backend(n).v4().to_string();
-        daemon.change(&["backend", "add", "chat", &address])?;
-        daemon.wait_eligible("chat", lab.backend(n).v4(), true, SOON)?;
-    }
-    talk.go_on(3)?;
-    let outcomes = talk.stop()?;
-    let broken = outcomes
-        .iter()
-        .filter(|(_, broken)| broken.is_some())
-        .count();
-    ensure!(
-        broken * 4 > outcomes.len(),
-        "{broken} of {} connections broke: half of the slots moved",
-        outcomes.len()
-    );
-    Ok(())
 }
