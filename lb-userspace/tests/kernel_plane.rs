@@ -16,7 +16,7 @@ use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
 use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
-use lb_userspace::dataplane::{DataPlane as _, Operation, grace};
+use lb_userspace::dataplane::{DataPlane as _, Operation, grace, objects};
 use lb_userspace::model::{Affinity, Capacity, OnEmpty, Protocol, ServiceKey, TableSize};
 use lb_userspace::plan::{DesiredBackend, DesiredService, Installed};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -37,7 +37,7 @@ const SMALL: Capacity = Capacity {
 };
 
 fn load(capacity: &Capacity) -> KernelDataPlane {
-    KernelDataPlane::load("test", capacity).expect("the program loads")
+    KernelDataPlane::load(objects::BALANCER, "test", capacity).expect("the program loads")
 }
 
 /// The program by a descriptor of its own, so that packets run while the plane is changed.

@@ -12,6 +12,7 @@ use lb_common::reason::{Fate, Reason};
 use lb_userspace::dataplane::DataPlane as _;
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::memory::MemoryDataPlane;
+use lb_userspace::dataplane::objects;
 
 use crate::world::{self, BACKENDS, CAPACITY, INGRESS, SEED};
 
@@ -137,7 +138,7 @@ impl Kernel {
     }
 
     fn load() -> Result<Self> {
-        let mut plane = KernelDataPlane::load(SEED, &CAPACITY)?;
+        let mut plane = KernelDataPlane::load(objects::BALANCER, SEED, &CAPACITY)?;
         for operation in world::operations(other()) {
             plane.apply(&operation)?;
         }
