@@ -9,6 +9,10 @@
 
 use crate::hash::HashKeys;
 
+/// Version of all that is said here, of the slot words and of the flow entries: part of the path that maps are pinned under. Maps
+/// of another layout are never carried on with. To be raised with every change that an older program would read otherwise.
+pub const LAYOUT: u32 = 2;
+
 /// Names of maps, programs and globals in the objects.
 pub mod names {
     pub const SERVICES: &str = "SERVICES";
@@ -20,6 +24,7 @@ pub mod names {
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
     pub const EGRESS: &str = "EGRESS";
+    pub const IDENTITIES: &str = "IDENTITIES";
     pub const NODE: &str = "NODE";
     pub const BALANCER: &str = "sluice_balancer";
 
@@ -89,6 +94,25 @@ pub struct ServiceBucket {
 }
 
 impl ServiceBucket {
+    /// As user space stored it.
+    pub const fn from_words(words: [u64; 8]) -> Self {
+        let [a, b, c, d, e, f, g, h] = words;
+        Self {
+            ways: [
+                ServiceEntry {
+                    address: [a, b],
+                    id: c,
+                    table: d,
+                },
+                ServiceEntry {
+                    address: [e, f],
+                    id: g,
+                    table: h,
+                },
+            ],
+        }
+    }
+
     /// As user space stores it.
     pub fn words(&self) -> [u64; 8] {
         let [a, b] = &self.ways;
@@ -109,6 +133,8 @@ impl ServiceBucket {
 pub mod control {
     /// Which half of the service table is in force (bit 63) and its seed (low 32 bits).
     pub const SERVICE_TABLE: u32 = 0;
+    /// What is left of the hash keys that slots and flow entries were made with ([`crate::hash::fingerprint`]); 0: not set.
+    pub const HASH: u32 = 1;
     pub const WORDS: u32 = 8;
 }
 
@@ -145,6 +171,12 @@ impl Route {
     pub fn words(&self) -> [u64; ROUTE_WORDS] {
         // SAFETY: a `repr(C)` struct of integers without padding, exactly as large (asserted below).
         unsafe { core::mem::transmute::<Self, [u64; ROUTE_WORDS]>(*self) }
+    }
+
+    /// As user space stored it.
+    pub fn from_words(words: [u64; ROUTE_WORDS]) -> Self {
+        // SAFETY: as in `words`; every bit pattern is a valid integer.
+        unsafe { core::mem::transmute::<[u64; ROUTE_WORDS], Self>(words) }
     }
 }
 
@@ -195,6 +227,43 @@ impl Backend {
     pub const TABLE_WORD: usize = 1 + 2 * ROUTE_WORDS;
 }
 
+/// Who a backend is: not for packets, but for a daemon that finds the maps of another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Identity {
+    /// [`crate::address::Address::words`]
+    pub address: [u64; 2],
+    /// What its slots are computed from, in the same form.
+    pub maglev: [u64; 2],
+    /// Bit 0: the address is IPv6; bit 1: the Maglev identity is. High half: weight.
+    pub rest: u64,
+}
+
+impl Identity {
+    /// 64-bit words of an identity.
+    pub const WORDS: usize = size_of::<Self>() / 8;
+
+    /// As user space stores it.
+    pub const fn words(&self) -> [u64; Self::WORDS] {
+        [
+            self.address[0],
+            self.address[1],
+            self.maglev[0],
+            self.maglev[1],
+            self.rest,
+        ]
+    }
+
+    /// As user space stored it.
+    pub const fn from_words(words: [u64; Self::WORDS]) -> Self {
+        Self {
+            address: [words[0], words[1]],
+            maglev: [words[2], words[3]],
+            rest: words[4],
+        }
+    }
+}
+
 /// One bucket of the flow table: a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
@@ -221,4 +290,5 @@ const _: () = {
     assert!(size_of::<Route>() == 88);
     assert!(size_of::<Backend>() == 192);
     assert!(size_of::<BackendCounters>() == 32);
+    assert!(size_of::<Identity>() == 40);
 };

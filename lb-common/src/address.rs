@@ -45,10 +45,32 @@ impl From<core::net::IpAddr> for Address {
     }
 }
 
+impl From<Address> for core::net::IpAddr {
+    fn from(address: Address) -> Self {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&address.words[0].to_ne_bytes());
+        bytes[8..].copy_from_slice(&address.words[1].to_ne_bytes());
+        if address.v6 {
+            Self::from(bytes)
+        } else {
+            let [.., a, b, c, d] = bytes;
+            Self::from([a, b, c, d])
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use core::net::IpAddr;
+
+    #[test]
+    fn there_and_back() {
+        for text in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "0.0.0.0"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(ip)), ip);
+        }
+    }
 
     #[test]
     fn v4_stands_as_mapped_v6_but_of_another_family() {

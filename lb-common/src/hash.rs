@@ -69,6 +69,14 @@ pub const fn slot(hash: u64, size: u32) -> u32 {
     (((hash >> 36).wrapping_mul(size as u64)) >> 28) as u32
 }
 
+/// Tells keys apart without giving them away; never 0.
+pub fn fingerprint(keys: &HashKeys) -> u64 {
+    let sum = keys.iter().fold(0_u64, |sum, key| {
+        finish(sum.rotate_left(17) ^ u64::from(*key) ^ 0x9e37_79b9_7f4a_7c15)
+    });
+    sum | 1
+}
+
 /// Derives the keys from a seed text. Same text, same keys, on every balancer of a fleet, for ever.
 pub fn keys_from_seed(seed: &str) -> HashKeys {
     // FNV-1a to 64 bits, then splitmix64 as a stream.

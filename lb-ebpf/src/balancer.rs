@@ -28,7 +28,9 @@ mod program {
     use aya_ebpf::programs::XdpContext;
     use aya_log_ebpf::warn;
     use core::intrinsics::AtomicOrdering;
-    use lb_common::abi::{Backend, BackendCounters, FlowLine, Node, ServiceBucket, control};
+    use lb_common::abi::{
+        Backend, BackendCounters, FlowLine, Identity, Node, ServiceBucket, control,
+    };
     use lb_common::flow::{Age, FlowEntry, WAYS};
     use lb_common::packet::Frame as _;
     use lb_common::process::{Forwarded, Tables, Verdict, process};
@@ -64,6 +66,9 @@ mod program {
     /// Interfaces that packets may be redirected to, by interface index.
     #[map]
     static EGRESS: DevMapHash = DevMapHash::with_max_entries(64, 0);
+    /// Who backends are, by id: not for packets, but for the next daemon.
+    #[map]
+    static IDENTITIES: Array<Identity> = Array::with_max_entries(1, MMAPABLE);
 
     /// Set by the daemon at load.
     #[unsafe(no_mangle)]

@@ -66,7 +66,7 @@ fn ensure_serving(lab: &Lab, mode: Option<&str>) -> Result<()> {
 fn removed_pin() -> Result<()> {
     let lab = serving(Lab::builder().backends(1))?;
     let daemon = probed_web(&lab)?;
-    let pins = lab.pin_directory().join("links");
+    let pins = lb_userspace::dataplane::Pins::new(&lab.pin_directory()).links();
     for pin in std::fs::read_dir(&pins)? {
         std::fs::remove_file(pin?.path())?;
     }

@@ -7,7 +7,8 @@ use clap::Args;
 use super::{ConfigPath, Failure, Json, Socket, output, wait};
 use crate::api::client::{Client, ClientError};
 use crate::api::dto::Changed;
-use crate::{config, dataplane};
+use crate::config;
+use crate::dataplane::Pins;
 
 /// Read the configuration file again; on any error the state loaded before keeps running
 ///
@@ -68,7 +69,7 @@ pub fn detach(args: DetachArgs, socket: Socket) -> Result<(), Failure> {
                     .into());
                 }
             };
-            let freed = dataplane::attach::detach_alone(&pin)?;
+            let freed = Pins::new(&pin).detach_alone()?;
             without_daemon(&freed, &pin.display().to_string())
         }
         Err(error) => return Err(error.into()),

@@ -7,7 +7,7 @@ use crate::api::dto::{
     AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange,
 };
 use crate::config;
-use crate::dataplane;
+use crate::dataplane::Pins;
 use crate::model::BackendSpec;
 use crate::state::{AdminRecord, ChangeError, Effective, Overlay, Stamp};
 
@@ -80,7 +80,7 @@ impl Owner {
                 drop(reply.send(result));
             }
             Command::Detach(reply) => {
-                let result = dataplane::detach(&self.config.node.pin);
+                let result = Pins::new(&self.config.node.pin).detach();
                 let ended = result.is_ok();
                 let answer = result.map(|freed| Changed {
                     message: match freed.as_slice() {

@@ -3,14 +3,15 @@
 use anyhow::Result;
 
 use super::owner::Owner;
+use crate::dataplane::Pins;
 use crate::dataplane::attach::{self, BALANCER_PREFIX};
-use crate::dataplane::pin_directory;
 use crate::model::Config;
 
 impl Owner {
     /// Attaches to every named interface; when all of them are, lets go of others.
     pub(super) fn attach(&mut self, config: &Config) -> Result<()> {
-        let directory = pin_directory(&config.node.pin);
+        let pins = Pins::new(&config.node.pin);
+        let directory = pins.links();
         self.carries_traffic = true;
         let mode = config.node.xdp_mode;
         let mut standing = std::mem::take(&mut self.attachments);
@@ -43,6 +44,7 @@ impl Owner {
                 "detached: the interface is gone, or node.interfaces no longer names it"
             );
         }
-        Ok(())
+        // No link holds an older program now.
+        pins.drop_older_sets()
     }
 }

@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::check;
 use crate::config;
-use crate::dataplane::attach;
 use crate::dataplane::kernel::KernelDataPlane;
-use crate::dataplane::{objects, pin_directory};
+use crate::dataplane::{Adoptable, Pins, objects};
 use crate::health::Prober;
 use crate::metrics::{self, Snapshot, Source};
 use crate::model::Config;
 use crate::netlink;
+use crate::plan::Installed;
 
 use owner::{Ending, Owner};
 
@@ -57,7 +57,8 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
         None => Cow::Borrowed(objects::BALANCER),
         Some(file) => Cow::Owned(objects::read_balancer(file)?),
     };
-    let _pins = attach::claim(&pin_directory(&config.node.pin))?;
+    let pins = Pins::new(&config.node.pin);
+    let _claimed = pins.claim()?;
     raise_descriptor_limit();
     let control = api::server::bind(&config.socket)?;
     let metrics_listener = match config.metrics_listen {
@@ -68,7 +69,22 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
     };
     let restored = overlay::restore(&config)?;
     let hash_seed = seed::obtain(&config.node)?;
-    let mut plane = KernelDataPlane::load(&object, &hash_seed, &config.capacity)?;
+    let adoptable = Adoptable::find(&pins, &hash_seed, &config.capacity)?;
+    let left = adoptable
+        .as_ref()
+        .map(|adoptable| Installed::adopt(config.capacity, adoptable.found()))
+        .transpose()
+        .context(
+            "the data path in force goes on as it is. Give it the room it has; or, to begin anew and reset connections: \
+             `sluice detach`, then start again",
+        )?;
+    let mut plane = KernelDataPlane::load_pinned(
+        &object,
+        &hash_seed,
+        &config.capacity,
+        &pins,
+        adoptable,
+    )?;
     kernel_log::start(plane.object())?;
 
     let (health_events, health) = mpsc::channel(QUEUE);
@@ -102,7 +118,7 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
         config_path,
         config,
         restored,
-        plane,
+        (plane, left),
         prober,
         next_hops,
         readiness,

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use lb_common::abi::BackendCounters;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::dto::Command;
-use crate::dataplane::attach::{self, Attachment, BALANCER_PREFIX};
+use crate::dataplane::attach::Attachment;
 use crate::dataplane::kernel::KernelDataPlane;
-use crate::dataplane::{DataPlane as _, Operation, pin_directory};
+use crate::dataplane::{DataPlane as _, Operation};
 use crate::health::{HealthEvent, ProbeTarget, ProberHandle};
 use crate::maglev::Moves;
 use crate::metrics::Snapshot;
@@ -27,13 +26,11 @@ use crate::tracking::sweep::Tally;
 use super::overlay::Restored;
 use super::store::Store;
 
-/// How long the first attachment waits for first verdicts beyond the longest probe timeout: probes start within 0.2 s, next hops
+/// How long the first plan waits for first verdicts beyond the longest probe timeout: probes start within 0.2 s, next hops
 /// are known within 0.5 s.
 const FIRST_VERDICTS: Duration = Duration::from_secs(1);
-/// A probe that may take longer than this does not hold up the start …
+/// A probe that may take longer than this does not hold up the start.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// … but while an older program is forwarding there is no hurry to replace it by one that knows less.
-const LONGEST_WAIT_TO_REPLACE: Duration = Duration::from_secs(60);
 /// How often interfaces are looked at: one that was deleted and made again has lost its program.
 const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
@@ -68,9 +65,13 @@ pub struct Owner {
     pub(super) targets: HashMap<ProbeTarget, Vec<BackendRef>>,
     next_hops: NextHopsHandle,
     pub(super) attachments: Vec<Attachment>,
-    /// When the data path is attached even if not every backend has a verdict.
-    attach_by: Instant,
-    /// Why the last plan could not be applied; then every slot is written again.
+    /// No plan has been applied: not every backend has a verdict and a next hop yet, and it is not late enough to go on without.
+    waits: bool,
+    first_plan_by: Instant,
+    /// The data plane may differ from `installed`: a plan was interrupted, or an earlier daemon left it so. The next plan writes
+    /// everything.
+    unsure: bool,
+    /// Why the last plan could not be applied.
     pub(super) apply_error: Option<String>,
     pub(super) attach_error: Option<String>,
     pub(super) table_changes: u64,
@@ -83,8 +84,6 @@ pub struct Owner {
     pub(super) next_sweep: Instant,
     /// What the last sweep saw.
     pub(super) tally: Tally,
-    /// Counted for backends whose ids are gone.
-    pub(super) retired: BackendCounters,
     readiness: watch::Sender<Vec<String>>,
 }
 
@@ -92,8 +91,8 @@ impl Owner {
     pub fn new(
         config_path: PathBuf,
         config: Config,
-        Restored { state, store }: Restored,
-        plane: KernelDataPlane,
+        Restored { mut state, store }: Restored,
+        (plane, left): (KernelDataPlane, Option<Installed>),
         prober: ProberHandle,
         next_hops: NextHopsHandle,
         readiness: watch::Sender<Vec<String>>,
@@ -104,11 +103,9 @@ impl Owner {
             .map(|s| s.health.timeout)
             .max()
             .unwrap_or_default();
-        let patience = if attach::is_pinned(&pin_directory(&config.node.pin), BALANCER_PREFIX) {
-            LONGEST_WAIT_TO_REPLACE
-        } else {
-            LONGEST_WAIT
-        };
+        let carries_traffic = left.is_some();
+        let installed = left.unwrap_or_else(|| Installed::new(config.capacity));
+        state.carry_on(installed.statuses(), plane.clock(), Instant::now());
         Self {
             config_path,
             config_loaded: SystemTime::now(),
@@ -116,23 +113,24 @@ impl Owner {
             started: Instant::now(),
             state,
             store,
-            installed: Installed::new(config.capacity),
+            installed,
             config,
             plane,
             prober,
             targets: HashMap::new(),
             next_hops,
             attachments: Vec::new(),
-            attach_by: Instant::now() + longest.min(patience) + FIRST_VERDICTS,
+            first_plan_by: Instant::now() + longest.min(LONGEST_WAIT) + FIRST_VERDICTS,
+            waits: true,
+            unsure: carries_traffic,
             apply_error: None,
             attach_error: None,
             table_changes: 0,
-            carries_traffic: false,
+            carries_traffic,
             next_turn: None,
-            restless: false,
+            restless: carries_traffic,
             next_sweep: Instant::now(),
             tally: Tally::default(),
-            retired: BackendCounters::default(),
             readiness,
         }
     }
@@ -193,8 +191,8 @@ impl Owner {
         let now = Instant::now();
         if self.apply_error.is_some() || self.attach_error.is_some() {
             now + RETRY
-        } else if self.attachments.is_empty() {
-            self.attach_by.max(now)
+        } else if self.waits || self.attachments.is_empty() {
+            self.first_plan_by.max(now)
         } else {
             let sweep = self.restless.then_some(self.next_sweep);
             let due = [self.next_turn, sweep].into_iter().flatten().min();
@@ -206,6 +204,9 @@ impl Owner {
 
     /// Brings the data plane to what state says, attaches when it is time, and says whether the node is ready.
     fn settle(&mut self) {
+        if self.state.unknown().is_empty() || Instant::now() >= self.first_plan_by {
+            self.waits = false;
+        }
         let before = self.apply_error.clone();
         if let Err(error) = self.apply() {
             let text = Some(format!("{error:#}"));
@@ -217,7 +218,8 @@ impl Owner {
         if let Err(error) = self.chores() {
             tracing::error!("flows could not be looked after: {error:#}");
         }
-        let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
+        // What carries traffic goes on as it was, under this daemon's program.
+        let due = !self.waits || self.carries_traffic;
         let wanted = &self.config.node.interfaces;
         let missing = self.attach_error.is_some()
             || wanted.len() != self.attachments.len()
@@ -266,7 +268,11 @@ impl Owner {
                 service.tracking = Tracking::Off;
             }
         }
-        let plan = self.installed.plan(&desired, self.apply_error.is_some())?;
+        let plan = self.installed.plan(&desired, self.unsure)?;
+        if self.waits {
+            // Planned only to say whether it can be: with few verdicts, whole tables would move to the first that have one.
+            return Ok(Moves::default());
+        }
         if plan.postponed {
             let soon = Instant::now() + RETRY;
             self.next_turn = Some(self.next_turn.map_or(soon, |turn| turn.min(soon)));
@@ -282,24 +288,18 @@ impl Owner {
                     self.restless = true;
                     self.next_sweep = Instant::now() + super::chores::SWEEP;
                 }
-                let Operation::ClearBackend { id } = operation else {
-                    self.plane.apply(operation)?;
-                    continue;
-                };
-                let last = self.plane.backend_counters(*id);
                 self.plane.apply(operation)?;
-                self.retired.packets += last.packets;
-                self.retired.bytes += last.bytes;
-                self.retired.flows += last.flows;
             }
             Ok(())
         })
         .inspect_err(|error| {
             // Some operations may have happened: the next plan writes everything, and reuses nothing of this one for others.
             self.installed.interrupted(&plan.after);
+            self.unsure = true;
             self.apply_error = Some(format!("{error:#}"));
         })?;
         self.installed = plan.after;
+        self.unsure = false;
         self.apply_error = None;
         self.table_changes += plan.tables_changed;
         if plan.tables_changed > 0 {
@@ -360,7 +360,7 @@ impl Owner {
         let mut reasons = Vec::new();
         reasons.extend(self.apply_error.clone());
         reasons.extend(self.attach_error.clone());
-        if self.attachments.is_empty() && reasons.is_empty() {
+        if (self.attachments.is_empty() || self.waits) && reasons.is_empty() {
             let unknown = self.state.unknown().into_iter().take(5);
             reasons.extend(unknown.map(|(service, address)| {
                 format!("backend {address} of {service} has no verdict yet")

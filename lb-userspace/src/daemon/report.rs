@@ -19,6 +19,9 @@ use crate::state::{Effective, EffectiveBackend, eligibility};
 /// The reason of the verdict "forward".
 const FORWARDED: (&str, &str, &str) = ("forward", "forwarded", "Sent to a backend.");
 
+/// Where the counters of cleared backends are summed up.
+const RETIRED: u32 = 0;
+
 impl Owner {
     pub(super) fn status(&self) -> Status {
         let not_ready = self.not_ready();
@@ -92,7 +95,7 @@ impl Owner {
 
     /// Every reason, zero or not, the forwarded packets first.
     fn reasons(&self) -> Vec<ReasonCount> {
-        let mut forwarded = self.retired.packets;
+        let mut forwarded = self.plane.backend_counters(RETIRED).packets;
         for service in self.installed.services.values() {
             forwarded += service
                 .backends

@@ -3,19 +3,17 @@
 //!
 //! A pin is named `<program>-<mode>-<ifindex>` (bpffs refuses dots, so not the interface's name).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode as Flags};
 use aya::programs::{ProgramError, Xdp};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::net::if_::{if_indextoname, if_nametoindex};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::pins::prepare;
 use crate::model::XdpMode;
 
 /// Where and how a program is attached.
@@ -37,40 +35,6 @@ impl Attachment {
     pub fn stands(&self) -> bool {
         if_nametoindex(self.interface.as_str()) == Ok(self.ifindex) && self.pin.exists()
     }
-}
-
-/// Makes the pin directory and takes it for this process alone, until the returned lock is dropped.
-///
-/// # Errors
-/// When it is not inside a mounted bpffs, or another process has it.
-pub fn claim(directory: &Path) -> Result<Flock<File>> {
-    prepare(directory)?;
-    let file =
-        File::open(directory).with_context(|| format!("pin directory {}", directory.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => anyhow!(
-            "another sluice uses the pin directory {}: stop it, or set node.pin to another place in the same file system",
-            directory.display()
-        ),
-        other => anyhow!("pin directory {}: {other}", directory.display()),
-    })
-}
-
-fn prepare(directory: &Path) -> Result<()> {
-    // The nearest ancestor that exists tells the file system.
-    let existing = directory
-        .ancestors()
-        .find(|p| p.exists())
-        .context("no such path")?;
-    let kind = statfs(existing)
-        .with_context(|| format!("{}", existing.display()))?
-        .filesystem_type();
-    ensure!(
-        kind == BPF_FS_MAGIC,
-        "{} is not inside a BPF file system: mount it (`mount -t bpf bpf /sys/fs/bpf`) or set node.pin to a place in one",
-        directory.display()
-    );
-    fs::create_dir_all(directory).with_context(|| format!("pin directory {}", directory.display()))
 }
 
 /// Attaches a loaded program to an interface, or puts it in the place of the one that a pinned link holds.
@@ -143,37 +107,6 @@ pub fn detach_others(directory: &Path, prefix: &str, keep: &[u32]) -> Result<Vec
         if !keep.contains(&ifindex) {
             fs::remove_file(&pin).with_context(|| format!("{}", pin.display()))?;
             freed.push(name(ifindex));
-        }
-    }
-    Ok(freed)
-}
-
-/// [`detach`], when no daemon is there.
-///
-/// # Errors
-/// When one is: it would attach again.
-pub fn detach_alone(pin: &Path) -> Result<Vec<String>> {
-    let directory = super::pin_directory(pin);
-    if !directory.exists() {
-        return Ok(Vec::new());
-    }
-    let _claimed = claim(&directory)?;
-    detach(pin)
-}
-
-/// Takes the whole data path down: removes every pin below `pin`. Returns the interfaces freed.
-pub fn detach(pin: &Path) -> Result<Vec<String>> {
-    let directory = super::pin_directory(pin);
-    if !directory.exists() {
-        return Ok(Vec::new());
-    }
-    let freed = detach_others(&directory, BALANCER_PREFIX, &[])?;
-    for empty in [directory.as_path(), pin] {
-        match fs::remove_dir(empty) {
-            Ok(()) => {}
-            // Somebody's own pins.
-            Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => break,
-            Err(error) => return Err(error).with_context(|| format!("{}", empty.display())),
         }
     }
     Ok(freed)

@@ -25,7 +25,7 @@ impl KernelDataPlane {
         }
         let mut sweep = Sweep::begin(&self.book);
         let records = Records {
-            backends: &self.backends,
+            backends: &self.tables.backends,
             service: None,
         };
         sweep.walk(&self.shared(), &self.book, &records, u32::MAX);
@@ -36,13 +36,13 @@ impl KernelDataPlane {
         self.grace()?;
         loop {
             let records = Records {
-                backends: &self.backends,
+                backends: &self.tables.backends,
                 service: None,
             };
             let shared = Shared {
-                slots: &self.slots,
-                losses: &self.losses,
-                flows: &self.flows,
+                slots: &self.tables.slots,
+                losses: &self.tables.losses,
+                flows: &self.tables.flows,
             };
             match settle.step(&shared, &mut self.book, &records, u32::MAX) {
                 Step::More => {}
@@ -56,7 +56,7 @@ impl KernelDataPlane {
     pub fn modes(&self, first: u32, size: u32) -> [u64; 3] {
         let mut modes = [0; 3];
         for slot in first..first + size {
-            modes[SlotWord(self.slots.load(slot, 0)).mode() as usize] += 1;
+            modes[SlotWord(self.tables.slots.load(slot, 0)).mode() as usize] += 1;
         }
         modes
     }

@@ -1,116 +1,42 @@
-//! The data plane in the kernel: loads the XDP object, programs its maps, reads its counters.
+//! The data plane in the kernel: programs the maps of the XDP program, reads its counters. How it begins: `load`.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
 use aya::maps::xdp::DevMapHash;
 use aya::programs::Xdp;
-use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Backend, BackendCounters, FlowLine, Node, Route, ServiceBucket, ServiceEntry, control, names,
+    Backend, BackendCounters, Identity, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
-use lb_common::flow::{FlowEntry, WAYS};
+use lb_common::flow::FlowEntry;
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
-use lb_common::slot::SlotWord;
 use lb_common::track::{Head, Status, TableWord};
 
-use super::mapped::Mapped;
 use super::shared::{Records, Shared};
-use super::{DataPlane, Operation, grace};
-use crate::model::Capacity;
+use super::tables::Tables;
+use super::{DataPlane, Operation, Who, grace};
 use crate::tracking::change::change;
 use crate::tracking::{Book, SharedMemory as _, Tracking};
 
 /// The loaded program and its maps.
 pub struct KernelDataPlane {
-    ebpf: Ebpf,
-    node: Node,
-    cpus: u32,
-    services: Mapped<ServiceBucket>,
-    pub(super) slots: Mapped<SlotWord>,
-    pub(super) losses: Mapped<u64>,
-    pub(super) flows: Mapped<FlowLine>,
+    pub(super) ebpf: Ebpf,
+    pub(super) node: Node,
+    pub(super) cpus: u32,
+    pub(super) tables: Tables,
     pub(super) book: Book,
-    pub(super) backends: Mapped<Backend>,
-    control: Mapped<u64>,
-    backend_counters: Mapped<BackendCounters>,
-    reason_counters: Mapped<u64>,
-    egress: DevMapHash<aya::maps::MapData>,
-    allowed_egress: HashSet<u32>,
+    pub(super) egress: DevMapHash<aya::maps::MapData>,
+    pub(super) allowed_egress: HashSet<u32>,
     /// Counts grace periods; what was flipped in the current one must not be rewritten before the next.
-    epoch: u64,
+    pub(super) epoch: u64,
     /// Epoch of the last flip: of the service table, and of each backend's route.
-    services_flipped: Option<u64>,
-    routes_flipped: Vec<Option<u64>>,
+    pub(super) services_flipped: Option<u64>,
+    pub(super) routes_flipped: Vec<Option<u64>>,
 }
 
 impl KernelDataPlane {
-    /// Loads an object, [`objects::BALANCER`](super::objects::BALANCER) or one like it, with maps of this capacity. Nothing is
-    /// attached yet.
-    pub fn load(object: &[u8], hash_seed: &str, capacity: &Capacity) -> Result<Self> {
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(what, error)| anyhow!("number of CPUs from {what}: {error}"))?
-            as u32;
-        let node = Node {
-            hash_keys: lb_common::hash::keys_from_seed(hash_seed),
-            service_mask: service_buckets(capacity) - 1,
-            // Ids begin at 1.
-            backend_capacity: capacity.backends + 1,
-            flow_mask: flow_buckets(capacity) - 1,
-            _pad: 0,
-        };
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(names::SERVICES, 2 * service_buckets(capacity))
-            .map_max_entries(names::SLOTS, capacity.slots)
-            .map_max_entries(names::LOSSES, capacity.slots)
-            .map_max_entries(names::FLOWS, flow_buckets(capacity))
-            .map_max_entries(names::BACKENDS, node.backend_capacity)
-            .map_max_entries(names::BACKEND_COUNTERS, cpus * node.backend_capacity)
-            .map_max_entries(names::REASON_COUNTERS, cpus * REASONS)
-            .override_global(names::NODE, &node.words(), true)
-            .load(object)
-            .map_err(explain_load)?;
-        let mut take = |name: &str| {
-            ebpf.take_map(name)
-                .with_context(|| format!("the object has no map {name}"))
-        };
-        let services = Mapped::new(take(names::SERVICES)?, names::SERVICES)?;
-        let slots = Mapped::new(take(names::SLOTS)?, names::SLOTS)?;
-        let losses = Mapped::new(take(names::LOSSES)?, names::LOSSES)?;
-        let flows = Mapped::new(take(names::FLOWS)?, names::FLOWS)?;
-        let backends = Mapped::new(take(names::BACKENDS)?, names::BACKENDS)?;
-        let control = Mapped::new(take(names::CONTROL)?, names::CONTROL)?;
-        let backend_counters =
-            Mapped::new(take(names::BACKEND_COUNTERS)?, names::BACKEND_COUNTERS)?;
-        let reason_counters = Mapped::new(take(names::REASON_COUNTERS)?, names::REASON_COUNTERS)?;
-        let egress = DevMapHash::try_from(take(names::EGRESS)?)?;
-        let mut plane = Self {
-            ebpf,
-            node,
-            cpus,
-            services,
-            book: Book::new(slots.entries()),
-            slots,
-            losses,
-            flows,
-            backends,
-            control,
-            backend_counters,
-            reason_counters,
-            egress,
-            allowed_egress: HashSet::new(),
-            epoch: 0,
-            services_flipped: None,
-            routes_flipped: vec![None; node.backend_capacity as usize],
-        };
-        plane.program().load().map_err(explain_verifier)?;
-        // Better no start than a daemon that cannot change a table: without grace periods nothing can be.
-        plane.grace()?;
-        Ok(plane)
-    }
-
     /// The XDP program, to attach or to run on test packets.
     pub fn program(&mut self) -> &mut Xdp {
         let program = self
@@ -151,6 +77,11 @@ impl KernelDataPlane {
         Ok(())
     }
 
+    /// What nobody but the last daemon knew is taken on the safe side.
+    pub(super) fn adopt_book(&mut self) {
+        self.book = Book::adopt(self.tables.slots.entries(), &self.shared());
+    }
+
     fn write_backend(
         &mut self,
         id: u32,
@@ -163,23 +94,34 @@ impl KernelDataPlane {
         if self.routes_flipped[id as usize] == Some(self.epoch) {
             self.grace()?;
         }
-        let spare = 1 - Head(self.backends.load(id, 0)).route();
+        let spare = 1 - Head(self.tables.backends.load(id, 0)).route();
         for (i, word) in route.words().into_iter().enumerate() {
-            self.backends
+            self.tables
+                .backends
                 .store(id, Backend::route_word(spare) + i, word);
         }
-        self.backends.store(id, Backend::TABLE_WORD, table.0);
+        self.tables.backends.store(id, Backend::TABLE_WORD, table.0);
         let (service, status) = head;
-        self.backends
+        self.tables
+            .backends
             .store(id, 0, Head::new(service, status, spare).0);
         self.routes_flipped[id as usize] = Some(self.epoch);
         Ok(())
     }
 
+    fn describe(&self, id: u32, who: Who) -> Result<()> {
+        self.check_id(id)?;
+        for (word, value) in Identity::from(who).words().into_iter().enumerate() {
+            self.tables.identities.store(id, word, value);
+        }
+        Ok(())
+    }
+
     fn set_status(&self, id: u32, service: u32, status: Status) -> Result<()> {
         self.check_id(id)?;
-        let route = Head(self.backends.load(id, 0)).route();
-        self.backends
+        let route = Head(self.tables.backends.load(id, 0)).route();
+        self.tables
+            .backends
             .store(id, 0, Head::new(service, status, route).0);
         Ok(())
     }
@@ -194,9 +136,9 @@ impl KernelDataPlane {
 
     pub(super) const fn shared(&self) -> Shared<'_> {
         Shared {
-            slots: &self.slots,
-            losses: &self.losses,
-            flows: &self.flows,
+            slots: &self.tables.slots,
+            losses: &self.tables.losses,
+            flows: &self.tables.flows,
         }
     }
 
@@ -209,17 +151,17 @@ impl KernelDataPlane {
         came_back: &[u32],
     ) -> Result<()> {
         ensure!(
-            u64::from(first) + primaries.len() as u64 <= u64::from(self.slots.entries()),
+            u64::from(first) + primaries.len() as u64 <= u64::from(self.tables.slots.entries()),
             "slots from {first} are out of range"
         );
         let records = Records {
-            backends: &self.backends,
+            backends: &self.tables.backends,
             service: Some(service),
         };
         let shared = Shared {
-            slots: &self.slots,
-            losses: &self.losses,
-            flows: &self.flows,
+            slots: &self.tables.slots,
+            losses: &self.tables.losses,
+            flows: &self.tables.flows,
         };
         let back = |id| came_back.contains(&id);
         change(
@@ -250,11 +192,24 @@ impl KernelDataPlane {
         }
     }
 
-    fn set_services(&mut self, entries: &[ServiceEntry]) -> Result<()> {
+    /// Adds what a cleared backend had to id 0, which no packet is counted for: sums go on, also in the next daemon.
+    fn retire_counters(&self, id: u32) {
+        let counters = &self.tables.backend_counters;
+        for cpu in 0..self.cpus {
+            let index = cpu * self.node.backend_capacity + id;
+            for word in 0..size_of::<BackendCounters>() / 8 {
+                let last = counters.load(index, word);
+                counters.store(0, word, counters.load(0, word).wrapping_add(last));
+                counters.store(index, word, 0);
+            }
+        }
+    }
+
+    pub(super) fn set_services(&mut self, entries: &[ServiceEntry]) -> Result<()> {
         if self.services_flipped == Some(self.epoch) {
             self.grace()?;
         }
-        let current = Directory(self.control.load(control::SERVICE_TABLE, 0));
+        let current = Directory(self.tables.control.load(control::SERVICE_TABLE, 0));
         let half = 1 - current.half();
         let buckets = self.node.service_mask + 1;
         let mut table = vec![ServiceBucket::default(); buckets as usize];
@@ -267,12 +222,14 @@ impl KernelDataPlane {
         for (i, bucket) in (half * buckets..).zip(&table) {
             for (word, value) in bucket.words().into_iter().enumerate() {
                 // Most of the table is empty and stays so.
-                if self.services.load(i, word) != value {
-                    self.services.store(i, word, value);
+                if self.tables.services.load(i, word) != value {
+                    self.tables.services.store(i, word, value);
                 }
             }
         }
-        self.control.store(control::SERVICE_TABLE, 0, directory.0);
+        self.tables
+            .control
+            .store(control::SERVICE_TABLE, 0, directory.0);
         self.services_flipped = Some(self.epoch);
         Ok(())
     }
@@ -293,6 +250,7 @@ impl DataPlane for KernelDataPlane {
     fn apply(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::AllowEgress { ifindex } => self.allow_egress(*ifindex),
+            Operation::Describe { id, who } => self.describe(*id, *who),
             Operation::WriteBackend {
                 id,
                 service,
@@ -319,10 +277,10 @@ impl DataPlane for KernelDataPlane {
             Operation::WriteSlots { slots } => {
                 for (index, word) in slots {
                     ensure!(
-                        *index < self.slots.entries(),
+                        *index < self.tables.slots.entries(),
                         "slot {index} is out of range"
                     );
-                    self.slots.store(*index, 0, word.0);
+                    self.tables.slots.store(*index, 0, word.0);
                 }
                 Ok(())
             }
@@ -330,12 +288,7 @@ impl DataPlane for KernelDataPlane {
             Operation::Grace => self.grace(),
             Operation::ClearBackend { id } => {
                 self.write_backend(*id, (0, Status::Gone), &Route::NONE, TableWord::default())?;
-                for cpu in 0..self.cpus {
-                    for word in 0..size_of::<BackendCounters>() / 8 {
-                        self.backend_counters
-                            .store(cpu * self.node.backend_capacity + id, word, 0);
-                    }
-                }
+                self.retire_counters(*id);
                 Ok(())
             }
         }
@@ -345,67 +298,21 @@ impl DataPlane for KernelDataPlane {
         let mut sum = BackendCounters::default();
         for cpu in 0..self.cpus {
             let index = cpu * self.node.backend_capacity + id;
-            sum.packets += self.backend_counters.load(index, 0);
-            sum.bytes += self.backend_counters.load(index, 1);
-            sum.flows += self.backend_counters.load(index, 2);
+            sum.packets += self.tables.backend_counters.load(index, 0);
+            sum.bytes += self.tables.backend_counters.load(index, 1);
+            sum.flows += self.tables.backend_counters.load(index, 2);
         }
         sum
     }
 
     fn reason_counter(&self, reason: Reason) -> u64 {
         (0..self.cpus)
-            .map(|cpu| self.reason_counters.load(cpu * REASONS + reason as u32, 0))
+            .map(|cpu| {
+                self.tables
+                    .reason_counters
+                    .load(cpu * REASONS + reason as u32, 0)
+            })
             .sum()
-    }
-}
-
-/// Buckets of the flow table: a power of two that holds at least the entries asked for.
-fn flow_buckets(capacity: &Capacity) -> u32 {
-    capacity.flows.div_ceil(WAYS as u32).next_power_of_two()
-}
-
-/// Buckets of one half of the service table: sixteen for each entry (a service, a VIP's note), so that a seed without overflow
-/// is found within a few tries: one bucket in 25,000 would hold three.
-fn service_buckets(capacity: &Capacity) -> u32 {
-    capacity.services.max(16).next_power_of_two() * 32
-}
-
-fn explain_load(error: aya::EbpfError) -> anyhow::Error {
-    let mut text = format!("the BPF object could not be loaded: {error}");
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            match io.raw_os_error() {
-                Some(libc::EPERM) => {
-                    text.push_str(" (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)")
-                }
-                Some(libc::ENOMEM | libc::E2BIG) => {
-                    text.push_str(" (lower the sizes in [capacity])")
-                }
-                _ => {}
-            }
-        }
-        source = cause.source();
-    }
-    anyhow!(text)
-}
-
-fn explain_verifier(error: aya::programs::ProgramError) -> anyhow::Error {
-    match error {
-        aya::programs::ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let tail: Vec<_> = log.lines().rev().take(25).collect();
-            let tail: Vec<_> = tail.into_iter().rev().collect();
-            anyhow!(
-                "the kernel refuses the XDP program: {io_error}\nthe verifier's last words:\n{}",
-                tail.join("\n")
-            )
-        }
-        other => anyhow!("the XDP program could not be loaded: {other}"),
     }
 }
 

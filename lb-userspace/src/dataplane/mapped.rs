@@ -104,6 +104,25 @@ impl<T> Mapped<T> {
         self.word(index, word).store(value, Ordering::Release);
     }
 
+    /// Copies what both have of another array, value by value.
+    pub fn copy_from(&self, other: &Self, from: u32, to: u32) {
+        let most = (other.entries - from).min(self.entries - to);
+        self.copy_range(other, from, to, most);
+    }
+
+    /// Copies `count` values.
+    pub fn copy_range(&self, other: &Self, from: u32, to: u32, count: u32) {
+        for i in 0..count {
+            for word in 0..Self::WORDS {
+                let value = other.load(from + i, word);
+                // Most of an array is zero, and memory that is not touched need not exist.
+                if value != self.load(to + i, word) {
+                    self.store(to + i, word, value);
+                }
+            }
+        }
+    }
+
     /// Compare-and-swap of one 8-byte word.
     pub fn swap(&self, index: u32, word: usize, old: u64, new: u64) -> bool {
         self.word(index, word)

@@ -3,14 +3,15 @@
 use std::cell::{Cell, RefCell};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Backend, BackendCounters, Route};
+use lb_common::abi::{Backend, BackendCounters, Identity, Route, control};
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
+use lb_common::service::Directory;
 use lb_common::slot::SlotWord;
 use lb_common::track::{FlowBucket, Head, Status, TableWord};
 
-use super::{DataPlane, Operation};
+use super::{DataPlane, Found, Operation};
 use crate::tracking::change::change;
 use crate::tracking::{Backends, Book, SharedMemory};
 
@@ -18,13 +19,38 @@ use crate::tracking::{Backends, Book, SharedMemory};
 #[derive(Debug)]
 pub struct MemoryDataPlane {
     pub tables: MemoryTables,
+    identities: Vec<Identity>,
     book: Book,
 }
 
 impl MemoryDataPlane {
     pub fn new(tables: MemoryTables) -> Self {
         let book = Book::new(tables.slots.len() as u32);
-        Self { tables, book }
+        Self {
+            identities: vec![Identity::default(); tables.backends.len()],
+            tables,
+            book,
+        }
+    }
+
+    /// As after the daemon's death: what it alone knew is lost. Returns what the next one finds.
+    pub fn adopt(&mut self) -> Found {
+        let slots = self.tables.slots.len() as u32;
+        let (shared, _, _) = self.shared(None);
+        self.book = Book::adopt(slots, &shared);
+        let tables = &self.tables;
+        let half = Directory(tables.control[control::SERVICE_TABLE as usize]).half() as usize;
+        let buckets = tables.services.len() / 2;
+        let entries = tables.services[half * buckets..][..buckets]
+            .iter()
+            .flat_map(|bucket| bucket.ways)
+            .filter(|entry| entry.tuple().is_some());
+        Found::read(
+            entries.collect(),
+            tables.backends.len() as u32,
+            |id| (tables.backends[id as usize], self.identities[id as usize]),
+            |slot| tables.slots[slot as usize],
+        )
     }
 
     fn record(&mut self, id: u32) -> Result<&mut Backend> {
@@ -127,6 +153,10 @@ impl DataPlane for MemoryDataPlane {
                 let mark = self.book.mark();
                 self.book.passed(mark);
             }
+            Operation::Describe { id, who } => {
+                self.record(*id)?;
+                self.identities[*id as usize] = (*who).into();
+            }
             Operation::WriteBackend {
                 id,
                 service,
@@ -176,7 +206,12 @@ impl DataPlane for MemoryDataPlane {
             ),
             Operation::ClearBackend { id } => {
                 self.write_backend(*id, (0, Status::Gone), &Route::NONE, TableWord::default())?;
-                self.tables.counters.get_mut()[*id as usize] = BackendCounters::default();
+                let counters = self.tables.counters.get_mut();
+                let last = std::mem::take(&mut counters[*id as usize]);
+                let retired = &mut counters[0];
+                retired.packets += last.packets;
+                retired.bytes += last.bytes;
+                retired.flows += last.flows;
             }
         }
         Ok(())

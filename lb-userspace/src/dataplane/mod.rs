@@ -6,14 +6,16 @@
 pub mod attach;
 mod chores;
 pub mod decap;
+mod found;
 pub mod grace;
 pub mod kernel;
+mod load;
 mod mapped;
 pub mod memory;
 pub mod objects;
+pub mod pins;
 mod shared;
-
-use std::path::{Path, PathBuf};
+mod tables;
 
 use anyhow::Result;
 use lb_common::abi::{BackendCounters, Route, ServiceEntry};
@@ -23,13 +25,17 @@ use lb_common::track::{Status, TableWord};
 
 use crate::tracking::Tracking;
 
-pub use attach::detach;
+pub use found::{Found, FoundBackend, Who};
+pub use load::Adoptable;
+pub use pins::Pins;
 
 /// One step of a plan. Whatever a slot names is written before it and cleared after it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operation {
     /// Lets packets be redirected to this interface.
     AllowEgress { ifindex: u32 },
+    /// Notes who the backend of this id is, for the daemon that comes next. Before its record.
+    Describe { id: u32, who: Who },
     /// Writes a backend's whole record: puts the route in force.
     WriteBackend {
         id: u32,
@@ -71,15 +77,10 @@ pub trait DataPlane {
     /// What the kernel said, with the operation. Operations before it stay applied.
     fn apply(&mut self, operation: &Operation) -> Result<()>;
 
-    /// Packets, bytes and flows of one backend id since the maps were made, summed over CPUs.
+    /// Packets, bytes and flows of one backend id since the maps were made, summed over CPUs; of id 0 those of all backends that
+    /// were cleared.
     fn backend_counters(&self, id: u32) -> BackendCounters;
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
-}
-
-/// The directory in bpffs that holds the XDP links. Not versioned: whatever the layout of its maps, a new program takes the place
-/// of an old one in the same link.
-pub fn pin_directory(pin: &Path) -> PathBuf {
-    pin.join("links")
 }

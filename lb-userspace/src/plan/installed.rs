@@ -21,6 +21,7 @@ pub struct InstalledBackend {
     pub id: u32,
     pub route: Option<Route>,
     pub status: Status,
+    pub weight: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct InstalledService {
     pub table: Vec<u32>,
     /// For each member the number of its slots.
     shares: Vec<u32>,
+    /// The table is what an earlier daemon left, perhaps a mixture of two.
+    pub(super) as_found: bool,
 }
 
 impl InstalledService {
@@ -53,6 +56,7 @@ impl InstalledService {
             members: Vec::new(),
             table: Vec::new(),
             shares: Vec::new(),
+            as_found: false,
         }
     }
 
@@ -69,6 +73,7 @@ impl InstalledService {
         }
         self.members = members;
         self.table = table;
+        self.as_found = false;
     }
 
     /// The backend id that slot `i` names; 0: none.
@@ -127,10 +132,12 @@ pub struct Installed {
     pub(super) egress: BTreeSet<u32>,
     /// Ranges that packets may still be led to, beside those of `services`: see [`Installed::interrupted`].
     pub(super) stray: BTreeSet<StrayRange>,
-    used_ids: BTreeSet<u32>,
+    /// Ids that nobody wants, with the numbers of their services: the next plan frees them.
+    pub(super) orphans: BTreeMap<u32, u32>,
+    pub(super) used_ids: BTreeSet<u32>,
     /// Where to look for the next id: freed ones come round last.
-    next_id: u32,
-    next_number: u32,
+    pub(super) next_id: u32,
+    pub(super) next_number: u32,
 }
 
 impl Installed {
@@ -141,6 +148,7 @@ impl Installed {
             services: BTreeMap::new(),
             egress: BTreeSet::new(),
             stray: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             used_ids: BTreeSet::new(),
             next_id: 1,
             // 0 is what cleared backend records say.
@@ -155,6 +163,7 @@ impl Installed {
     /// Interrupting the same plan again adds nothing.
     pub fn interrupted(&mut self, wanted: &Self) {
         self.used_ids.extend(&wanted.used_ids);
+        self.orphans.extend(&wanted.orphans);
         self.next_id = wanted.next_id;
         self.next_number = wanted.next_number;
         for (key, theirs) in &wanted.services {
@@ -163,6 +172,16 @@ impl Installed {
                 continue;
             };
             let ours = Arc::make_mut(ours);
+            let number = ours.number;
+            let orphans = &mut self.orphans;
+            // GONE is final, and may have been said of those already: whoever wants them again needs another id.
+            ours.backends.retain(|address, backend| {
+                let stays = theirs.backends.contains_key(address);
+                if !stays {
+                    orphans.insert(backend.id, number);
+                }
+                stays
+            });
             if theirs.first_slot != ours.first_slot {
                 self.stray.insert(StrayRange {
                     key: *key,
@@ -172,9 +191,28 @@ impl Installed {
             }
             for (address, theirs) in &theirs.backends {
                 let backend = ours.backends.entry(*address).or_insert(*theirs);
+                if backend.id != theirs.id {
+                    orphans.insert(backend.id, number);
+                    *backend = *theirs;
+                }
                 backend.route = theirs.route.or(backend.route);
+                // One that was DOWN, perhaps only for a moment, comes back when it carries again.
+                if Status::Down == theirs.status {
+                    backend.status = Status::Down;
+                }
             }
         }
+    }
+
+    /// Every backend with what it may be used for.
+    pub fn statuses(&self) -> Vec<(ServiceKey, IpAddr, Status)> {
+        let of = |(key, service): (&ServiceKey, &Arc<InstalledService>)| {
+            let backends = service.backends.iter();
+            let row =
+                |(address, backend): (&IpAddr, &InstalledBackend)| (*key, *address, backend.status);
+            backends.map(row).collect::<Vec<_>>()
+        };
+        self.services.iter().flat_map(of).collect()
     }
 
     pub fn backends_used(&self) -> u64 {

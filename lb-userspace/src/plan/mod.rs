@@ -3,6 +3,7 @@
 //! Pure. The order is what keeps packets safe: egress and backends are written before any slot names them, slots before the
 //! service table leads to them, and only after a grace period is anything cleared or given to somebody else.
 
+mod adopt;
 mod installed;
 
 use std::collections::BTreeMap;
@@ -12,13 +13,15 @@ use std::sync::Arc;
 use lb_common::abi::Route;
 use lb_common::slot::SlotWord;
 
-use crate::dataplane::Operation;
 use lb_common::track::Status;
+
+use crate::dataplane::{Operation, Who};
 
 use crate::maglev::{self, Member, Moves};
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
 use crate::tracking::Tracking;
 
+pub use adopt::AdoptError;
 pub use installed::{Installed, InstalledBackend, InstalledService, flow_idle_seconds};
 
 /// A service as the data plane should hold it.
@@ -107,6 +110,7 @@ impl Installed {
             moves: Moves::default(),
             tables_changed: 0,
         };
+        planner.free_orphans();
         planner.remove_services(desired);
         for service in desired {
             planner.service(service)?;
@@ -131,6 +135,18 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// Ids that an earlier plan, or daemon, did not get to free.
+    fn free_orphans(&mut self) {
+        for (id, service) in std::mem::take(&mut self.after.orphans) {
+            self.freed.push(id);
+            self.backends.push(Operation::SetStatus {
+                id,
+                service,
+                status: Status::Gone,
+            });
+        }
+    }
+
     fn remove_services(&mut self, desired: &[DesiredService]) {
         let gone: Vec<_> = self
             .before
@@ -169,14 +185,16 @@ impl Planner<'_> {
         let turns = self.backends(desired, &mut service, fresh_range)?;
         let mut members = members(desired, old.as_deref());
         members.retain(|member| service.backends.contains_key(&member.identity));
-        if fresh_range || members != service.members {
+        if fresh_range || service.as_found || members != service.members {
             let table = maglev::build(&members, size);
             if old.is_some() {
                 let moved = maglev::compare((&service.members, &service.table), (&members, &table));
                 self.moves.moved += moved.moved;
                 self.moves.excess += moved.excess;
             }
-            self.tables_changed += 1;
+            if fresh_range || table != service.table || members != service.members {
+                self.tables_changed += 1;
+            }
             service.set_table(members, table);
         }
         self.write_slots(old.as_deref(), &service, fresh_range, turns);
@@ -220,6 +238,7 @@ impl Planner<'_> {
                         id,
                         route: None,
                         status: backend.status,
+                        weight: backend.weight,
                     },
                     // There is room for all that are declared: others have yet to leave.
                     None => {
@@ -235,6 +254,17 @@ impl Planner<'_> {
             } else {
                 installed.route
             };
+            if new || self.full || backend.weight != installed.weight {
+                let who = Who {
+                    address: backend.address,
+                    identity: backend.address,
+                    weight: backend.weight,
+                };
+                self.backends.push(Operation::Describe {
+                    id: installed.id,
+                    who,
+                });
+            }
             if new || changed || fresh_range || self.full {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
@@ -259,6 +289,7 @@ impl Planner<'_> {
                     id: installed.id,
                     route,
                     status: backend.status,
+                    weight: backend.weight,
                 },
             );
         }

@@ -36,7 +36,10 @@ fn a_weight_changes_shares_in_place() {
     desired.backends[0].weight = 4;
     let plan = world.installed.plan(&[desired.clone()], false).unwrap();
     assert!(
-        matches!(plan.operations[..], [Operation::ChangeSlots { .. }]),
+        matches!(
+            plan.operations[..],
+            [Operation::Describe { .. }, Operation::ChangeSlots { .. }]
+        ),
         "{:?}",
         plan.operations
     );

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use lb_common::track::Status;
 
@@ -14,6 +15,38 @@ use crate::tracking::standing::{Standing, Timers, Wish};
 pub(super) type Standings = HashMap<(ServiceKey, IpAddr), Standing>;
 
 impl State {
+    /// Takes over what an earlier daemon left: its backends' statuses, and with them what it knew of their health. Probes go on from
+    /// there: a daemon that just started knows no better, and must not move connections until it does.
+    pub fn carry_on(
+        &mut self,
+        left: impl IntoIterator<Item = (ServiceKey, IpAddr, Status)>,
+        now: u64,
+        instant: Instant,
+    ) {
+        for (key, address, status) in left {
+            let Some(service) = self.effective.iter().find(|s| s.spec.key == key) else {
+                continue;
+            };
+            // One that is no longer declared lingers from now on: `advance` sees to it.
+            self.standings.insert(
+                (key, address),
+                Standing::left(Timers::of(key.protocol), status, now),
+            );
+            let active = service
+                .backend(address)
+                .is_some_and(|b| b.admin.admin != Admin::Disabled);
+            let (health, reason) = match status {
+                Status::Active => (Health::Up, "up before the daemon's start"),
+                Status::Suspect | Status::Down if active => {
+                    (Health::Down, "failing before the daemon's start")
+                }
+                _ => continue,
+            };
+            let name = service.spec.name.clone();
+            self.observe(&[(name, address)], health, reason, instant);
+        }
+    }
+
     /// Brings every backend's status up to `now` (nanoseconds of the packets' clock). Returns when the next one changes by itself.
     pub fn advance(&mut self, now: u64) -> Option<u64> {
         let mut wishes = HashMap::new();

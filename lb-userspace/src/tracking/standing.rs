@@ -90,6 +90,28 @@ impl Standing {
         standing
     }
 
+    /// One that an earlier daemon left in this status. How long it was so is not known: its time begins again, on the safe side.
+    pub fn left(timers: Timers, status: Status, now: u64) -> Self {
+        let since = |yes: bool| yes.then_some(now);
+        Self {
+            timers,
+            wish: Wish {
+                admin: Admin::Active,
+                health: Health::Unknown,
+                weight: 1,
+                removed: false,
+            },
+            status,
+            failing: match status {
+                // Its grace is over.
+                Status::Down => Some(now.saturating_sub(timers.grace)),
+                _ => since(status == Status::Suspect),
+            },
+            down: since(status == Status::Down),
+            removed: None,
+        }
+    }
+
     pub const fn status(&self) -> Status {
         self.status
     }
@@ -101,7 +123,12 @@ impl Standing {
             return None;
         }
         self.wish = wish;
-        self.failing = (wish.health == Health::Down).then(|| self.failing.unwrap_or(now));
+        self.failing = match wish.health {
+            Health::Down => Some(self.failing.unwrap_or(now)),
+            // Nobody has looked yet: as it was left.
+            Health::Unknown => self.failing,
+            Health::Up => None,
+        };
         self.removed = wish.removed.then(|| self.removed.unwrap_or(now));
         let failed = self
             .failing
@@ -250,6 +277,36 @@ mod tests {
         assert_eq!(backend.status(), Status::Suspect);
         backend.update(removed, 60);
         assert_eq!(backend.status(), Status::Gone);
+    }
+
+    #[test]
+    fn what_an_earlier_daemon_left_stays_until_somebody_looks() {
+        let unseen = Wish {
+            health: Health::Unknown,
+            ..UP
+        };
+        for (status, later) in [
+            (Status::Active, Status::Draining),
+            (Status::Draining, Status::Draining),
+            (Status::Suspect, Status::Suspect),
+            (Status::Down, Status::Down),
+        ] {
+            let mut backend = Standing::left(TIMERS, status, 1_000);
+            assert_eq!(backend.status(), status);
+            backend.update(unseen, 1_001);
+            assert_eq!(backend.status(), later, "{status:?}");
+            backend.update(UP, 1_002);
+            assert_eq!(backend.status(), Status::Active, "{status:?}");
+        }
+        let mut down = Standing::left(TIMERS, Status::Down, 1_000);
+        down.update(FAILS, 1_001);
+        assert_eq!((down.status(), down.next()), (Status::Down, Some(1_600)));
+        let mut suspect = Standing::left(TIMERS, Status::Suspect, 1_000);
+        suspect.update(FAILS, 1_001);
+        assert_eq!(
+            (suspect.status(), suspect.next()),
+            (Status::Suspect, Some(1_030))
+        );
     }
 
     #[test]

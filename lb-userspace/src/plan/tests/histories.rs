@@ -168,6 +168,8 @@ struct Step {
     stop: Option<Index>,
     /// What is wanted goes back to what it was, as after a refused command.
     revert: bool,
+    /// The daemon dies there.
+    dies: bool,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -175,16 +177,28 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop::collection::vec(edit(), 1..6),
         prop::option::of(any::<Index>()),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(edits, stop, revert)| Step {
+        .prop_map(|(edits, stop, revert, dies)| Step {
             edits,
             stop,
             revert,
+            dies,
         });
     prop::collection::vec(step, 1..10)
 }
 
-fn play(steps: &[Step], break_off: bool) {
+/// What goes wrong with plans.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// They break off.
+    Interrupted,
+    /// They break off, or not, and the daemon dies.
+    Death,
+}
+
+fn play(steps: &[Step], trouble: Trouble) {
     let mut world = World::new(CAPACITY);
     let mut wanted = Wanted::new();
     let list = |wanted: &Wanted| wanted.values().cloned().collect::<Vec<_>>();
@@ -194,14 +208,20 @@ fn play(steps: &[Step], break_off: bool) {
             edit_into(&mut wanted, edit);
         }
         let desired = list(&wanted);
-        let stop = step.stop.filter(|_| break_off).and_then(|stop| {
-            let plan = world.installed.plan(&desired, false).ok()?;
-            (!plan.operations.is_empty()).then(|| stop.index(plan.operations.len()))
-        });
+        let stop = step
+            .stop
+            .filter(|_| trouble != Trouble::None)
+            .and_then(|stop| {
+                let plan = world.installed.plan(&desired, false).ok()?;
+                (!plan.operations.is_empty()).then(|| stop.index(plan.operations.len()))
+            });
         match world.go(&desired, stop) {
             Ok(()) if stop.is_some() && step.revert => wanted = before,
             Ok(()) => {}
             Err(PlanError::Capacity { .. }) => wanted = before,
+        }
+        if trouble == Trouble::Death && step.dies {
+            world.restart();
         }
     }
     // At last everything works: what is wanted holds, however the way was.
@@ -236,11 +256,16 @@ proptest! {
 
     #[test]
     fn no_packet_goes_astray(steps in steps()) {
-        play(&steps, false);
+        play(&steps, Trouble::None);
     }
 
     #[test]
     fn nor_when_plans_break_off(steps in steps()) {
-        play(&steps, true);
+        play(&steps, Trouble::Interrupted);
+    }
+
+    #[test]
+    fn nor_when_daemons_die(steps in steps()) {
+        play(&steps, Trouble::Death);
     }
 }

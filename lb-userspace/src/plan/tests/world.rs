@@ -276,6 +276,21 @@ impl World {
         Ok(())
     }
 
+    /// The daemon dies, and another one takes over what the maps say.
+    pub fn restart(&mut self) {
+        let found = self.plane.adopt();
+        let left = Installed::adopt(self.installed.capacity, &found).expect("it fitted before");
+        // A new daemon begins with a grace period.
+        self.step(&Operation::Grace);
+        self.history = vec![self.plane.tables.clone()];
+        // No id in use is thought free, none that is free in use.
+        let used = self.plane.tables.backends.iter();
+        let used = used.filter(|record| Head(record.head).service() != 0);
+        assert_eq!(left.backends_used(), used.count() as u64);
+        self.installed = left;
+        self.interrupted = true;
+    }
+
     fn step(&mut self, operation: &Operation) {
         self.plane.apply(operation).expect("applied");
         self.check_packets(&format!("during {operation:?}"));
@@ -481,7 +496,9 @@ fn expected_members(
 fn check_order(plan: &Plan) {
     let rank = |operation: &Operation| match operation {
         Operation::AllowEgress { .. } => 0,
-        Operation::WriteBackend { .. } | Operation::SetStatus { .. } => 1,
+        Operation::Describe { .. }
+        | Operation::WriteBackend { .. }
+        | Operation::SetStatus { .. } => 1,
         Operation::WriteSlots { .. } => 2,
         Operation::ChangeSlots { .. } => 3,
         Operation::SetServices { .. } => 4,
