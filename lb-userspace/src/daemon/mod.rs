@@ -78,13 +78,8 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
             "the data path in force goes on as it is. Give it the room it has; or, to begin anew and reset connections: \
              `sluice detach`, then start again",
         )?;
-    let mut plane = KernelDataPlane::load_pinned(
-        &object,
-        &hash_seed,
-        &config.capacity,
-        &pins,
-        adoptable,
-    )?;
+    let mut plane =
+        KernelDataPlane::load_pinned(&object, &hash_seed, &config.capacity, &pins, adoptable)?;
     kernel_log::start(plane.object())?;
 
     let (health_events, health) = mpsc::channel(QUEUE);

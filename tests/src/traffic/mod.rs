@@ -20,7 +20,7 @@ use crate::wait::wait_until;
 /// Between two things that a connection or flow says. A busy machine may be slower; that is no failure.
 pub const PACE: Duration = Duration::from_millis(100);
 
-/// How long an answer may take before it counts as lost. Far beyond what a busy machine needs: several retransmissions.
+/// How long a line's answer may take before its connection counts as broken: several retransmissions, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What became of a connection or flow.
@@ -162,7 +162,7 @@ impl Traffic {
                 .iter()
                 .all(|t| t.progress.followed.load(Ordering::SeqCst) == wish))
         })?;
-        wait_until("every datagram to be answered", PATIENCE, || {
+        wait_until("every datagram to be answered", udp::PATIENCE, || {
             let outstanding = self.sum(|progress| &progress.outstanding);
             ensure!(outstanding == 0, "{outstanding} have not been answered");
             Ok(true)

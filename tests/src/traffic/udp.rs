@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Desk, Next, Outcome, PACE, PATIENCE};
+use super::{Desk, Next, Outcome, PACE};
 use crate::client::Client;
 
 /// A round is sent in so many steps: two hundred datagrams in one instant would test the depth of queues.
 const STEPS: usize = 20;
+
+/// How long a datagram's answer may take before it counts as lost. Nobody sends it again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Flow {
     socket: UdpSocket,

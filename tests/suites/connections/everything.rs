@@ -51,10 +51,10 @@ fn everything(object: Option<PathBuf>) -> Result<()> {
     daemon.kill()?;
     scene.traffic.go_on(10)?;
     daemon.restart()?;
-    scene.after_restart("SIGKILL and restart", &daemon)?;
+    scene.after("SIGKILL and restart", &daemon)?;
     if let Some(object) = object {
         upgraded(&lab, &mut daemon, &object)?;
-        scene.after_restart("upgrade", &daemon)?;
+        scene.after("upgrade", &daemon)?;
     }
     restless(&lab, &daemon, &scene)?;
     scene.after("two changes a second for half a minute", &daemon)?;

@@ -31,7 +31,7 @@ pub struct Ledger<'lab> {
 
 /// One reading.
 #[derive(Clone, Debug, Default)]
-struct Page {
+pub struct Page {
     /// Frames to the VIP that the router handed to the balancer.
     given: u64,
     /// Encapsulated frames that the router handed to each backend.
@@ -70,30 +70,27 @@ impl<'lab> Ledger<'lab> {
             reached,
             last: Page::default(),
         };
-        ledger.new_daemon(daemon)?;
+        ledger.last = ledger.read()?;
+        ledger.last.told = ledger.ask(daemon)?;
         Ok(ledger)
     }
 
-    /// An error unless everything since the last balance went through: given = reached = forwarded, nothing dropped, nothing sent
-    /// twice because it was lost. Without a daemon to ask, or when it is another one by now, only the frames are compared.
-    pub fn balance(&mut self, daemon: Option<&Daemon<'_>>) -> Result<()> {
+    /// Waits until the books balance, and begins a new page.
+    pub fn balance(&mut self, daemon: &Daemon<'_>) -> Result<()> {
         self.last = wait_for("the books to balance", SETTLE, || {
-            let mut page = self.read()?;
-            page.ensure_whole_since(&self.last)?;
-            if let Some(daemon) = daemon {
-                page.told = self.ask(daemon)?;
-                page.ensure_told_since(&self.last)?;
-            }
-            Ok(Some(page))
+            self.agree(daemon).map(Some)
         })?;
         Ok(())
     }
 
-    /// Begins anew with the counters of this daemon: they may start from zero, as Prometheus expects of a restart.
-    pub fn new_daemon(&mut self, daemon: &Daemon<'_>) -> Result<()> {
-        self.last = self.read()?;
-        self.last.told = self.ask(daemon)?;
-        Ok(())
+    /// An error unless everything since the last balance went through: given = reached = forwarded, nothing dropped, nothing sent
+    /// twice because it was lost. The counters go on over the end of a daemon, as the packets do.
+    pub fn agree(&self, daemon: &Daemon<'_>) -> Result<Page> {
+        let mut page = self.read()?;
+        page.ensure_whole_since(&self.last)?;
+        page.told = self.ask(daemon)?;
+        page.ensure_told_since(&self.last)?;
+        Ok(page)
     }
 
     fn read(&self) -> Result<Page> {

@@ -86,18 +86,11 @@ impl<'lab> Scene<'lab> {
 
     /// Lets the traffic go on for some rounds after `step`. Nothing may have broken, and the books must balance.
     fn after(&mut self, step: &str, daemon: &Daemon<'_>) -> Result<()> {
-        self.take_stock(Some(daemon))
+        self.take_stock(daemon)
             .with_context(|| format!("after this step: {step}"))
     }
 
-    /// The same when the daemon is another one than at the last look: frames are compared over the restart, its counters from now on.
-    fn after_restart(&mut self, step: &str, daemon: &Daemon<'_>) -> Result<()> {
-        self.take_stock(None)
-            .with_context(|| format!("after this step: {step}"))?;
-        self.ledger.new_daemon(daemon)
-    }
-
-    fn take_stock(&mut self, daemon: Option<&Daemon<'_>>) -> Result<()> {
+    fn take_stock(&mut self, daemon: &Daemon<'_>) -> Result<()> {
         self.traffic.go_on(3)?;
         self.traffic.ensure_whole()?;
         let _hush = self.traffic.hush()?;

@@ -55,7 +55,7 @@ fn upgrade(object: &Path) -> Result<()> {
         daemon.set_object(object);
         daemon.restart()?;
         programs.push(xdp_program(lab.balancer(), "eth0")?);
-        scene.after_restart(step, &daemon)?;
+        scene.after(step, &daemon)?;
         scene.after(&format!("{step}, a little later"), &daemon)?;
     }
     let [first, rebuilt, again] = programs[..] else {
