@@ -47,7 +47,7 @@ fn term() -> Result<()> {
     scene.traffic.go_on(10)?;
     daemon.restart()?;
     scene.after("SIGTERM and restart", &daemon)?;
-    ensure_consistent(&daemon)?;
+    wait_consistent(&daemon)?;
     let new = scene.newcomers()?;
     ensure!(
         new.keys()
@@ -86,7 +86,7 @@ fn killed() -> Result<()> {
         scene.after(&step, &daemon)?;
     }
     changes.stop()?;
-    ensure_consistent(&daemon)?;
+    wait_consistent(&daemon)?;
     scene.after("the last kill", &daemon)?;
     scene.end()?;
 
@@ -113,7 +113,16 @@ fn used(daemon: &Daemon<'_>) -> Result<[u64; 2]> {
     Ok([row("backends")?, row("slots")?])
 }
 
-/// What the daemon shows fits together: tables are full, nothing is taken that nobody has.
+/// Waits until what the daemon shows fits together.
+fn wait_consistent(daemon: &Daemon<'_>) -> Result<()> {
+    wait_until("a consistent status", SOON, || {
+        ensure_consistent(daemon)?;
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+/// Tables are full, who is eligible is in them, and nothing is taken that nobody has.
 fn ensure_consistent(daemon: &Daemon<'_>) -> Result<()> {
     let status = daemon.status()?;
     ensure!(status.ready, "not ready: {:?}", status.not_ready);
