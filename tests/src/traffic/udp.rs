@@ -56,7 +56,6 @@ pub(super) fn talk(mut flows: Vec<Flow>, desk: &Desk) -> Vec<Outcome> {
     let progress = &desk.progress;
     let at_once = flows.len().div_ceil(STEPS);
     progress.said.store(flows.len() as u64, Ordering::SeqCst);
-    // Only at the start of a round: within one, nobody speaks twice.
     loop {
         match desk.next() {
             Next::End => break,
