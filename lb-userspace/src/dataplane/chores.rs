@@ -52,6 +52,14 @@ impl KernelDataPlane {
         }
     }
 
+    /// The words of the range from `first`, as they are now.
+    pub fn slot_words(&self, first: u32, size: u32) -> Vec<SlotWord> {
+        let words = first..first + size;
+        words
+            .map(|slot| SlotWord(self.tables.slots.load(slot, 0)))
+            .collect()
+    }
+
     /// Slots by mode (steady, learn, residue) of the range from `first`.
     pub fn modes(&self, first: u32, size: u32) -> [u64; 3] {
         let mut modes = [0; 3];

@@ -234,7 +234,7 @@ impl KernelDataPlane {
         Ok(())
     }
 
-    fn allow_egress(&mut self, ifindex: u32) -> Result<()> {
+    pub(super) fn allow_egress(&mut self, ifindex: u32) -> Result<()> {
         if self.allowed_egress.contains(&ifindex) {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Map, MapData, MapType};
 use lb_common::abi::{
     Backend, BackendCounters, FlowLine, Identity, Route, ServiceBucket, control, names,
@@ -153,6 +154,8 @@ pub struct Set {
     /// Names of maps that have the size this node wants.
     fitting: Vec<&'static str>,
     pub found: Found,
+    /// Interfaces that packets are redirected to.
+    pub egress: Vec<u32>,
 }
 
 impl Set {
@@ -192,7 +195,10 @@ impl Set {
             let map = MapData::from_pin(directory.join(name))?;
             Ok(Map::Array(map))
         })?;
+        let egress = MapData::from_pin(directory.join(names::EGRESS))?;
+        let egress = DevMapHash::try_from(Map::DevMapHash(egress))?;
         Ok(Self {
+            egress: egress.keys().collect::<Result<_, _>>()?,
             found: tables.found(),
             directory: directory.to_owned(),
             tables,

@@ -34,7 +34,7 @@ fn service(name: &str, vip: &str, backends: &[&str]) -> ServiceSpec {
         },
         forward: Forward::Ipip,
         affinity: Affinity::FiveTuple,
-        tracking: Tracking::Adaptive,
+        tracking: crate::model::Tracking::Adaptive,
         table_size: TableSize::Auto,
         on_empty: OnEmpty::Keep,
         health: HealthSpec::default(),
