@@ -24,6 +24,7 @@ use crate::state::{BackendRef, State};
 use crate::tracking::Tracking;
 use crate::tracking::sweep::Tally;
 
+use super::chores::{self, Chores};
 use super::overlay::Restored;
 use super::store::Store;
 
@@ -83,6 +84,7 @@ pub struct Owner {
     pub(super) next_sweep: Instant,
     /// What the last sweep saw.
     pub(super) tally: Tally,
+    pub(super) chores: Chores,
     /// Counted for backends whose ids are gone.
     pub(super) retired: BackendCounters,
     readiness: watch::Sender<Vec<String>>,
@@ -132,6 +134,7 @@ impl Owner {
             restless: false,
             next_sweep: Instant::now(),
             tally: Tally::default(),
+            chores: Chores::default(),
             retired: BackendCounters::default(),
             readiness,
         }
@@ -182,6 +185,11 @@ impl Owner {
                     let _ = reply.send(self.snapshot());
                     continue;
                 }
+                // Last: whoever asks for something meanwhile comes first.
+                () = tokio::time::sleep(chores::PAUSE), if self.round_under_way() => {
+                    self.look_after_flows();
+                    continue;
+                }
             }
             self.settle();
             wake = self.wake_at();
@@ -196,8 +204,10 @@ impl Owner {
         } else if self.attachments.is_empty() {
             self.attach_by.max(now)
         } else {
-            let sweep = self.restless.then_some(self.next_sweep);
-            let due = [self.next_turn, sweep].into_iter().flatten().min();
+            let due = [self.next_turn, self.next_round()]
+                .into_iter()
+                .flatten()
+                .min();
             (now + INTERFACES)
                 .min(due.unwrap_or(now + INTERFACES))
                 .max(now)
@@ -214,9 +224,7 @@ impl Owner {
             }
             self.apply_error = text;
         }
-        if let Err(error) = self.chores() {
-            tracing::error!("flows could not be looked after: {error:#}");
-        }
+        self.look_after_flows();
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
         let wanted = &self.config.node.interfaces;
         let missing = self.attach_error.is_some()
@@ -238,6 +246,12 @@ impl Owner {
             self.attach_error = error;
         }
         self.say_whether_ready();
+    }
+
+    fn look_after_flows(&mut self) {
+        if let Err(error) = self.chores() {
+            tracing::error!("flows could not be looked after: {error:#}");
+        }
     }
 
     fn say_whether_ready(&self) {
@@ -275,13 +289,11 @@ impl Owner {
             self.installed = plan.after;
             return Ok(plan.moves);
         }
+        self.before_plan(&plan)?;
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
-                if matches!(operation, Operation::ChangeSlots { .. }) && !self.restless {
-                    self.restless = true;
-                    self.next_sweep = Instant::now() + super::chores::SWEEP;
-                }
+                self.before_operation(operation);
                 let Operation::ClearBackend { id } = operation else {
                     self.plane.apply(operation)?;
                     continue;
@@ -299,6 +311,7 @@ impl Owner {
             self.installed.interrupted(&plan.after);
             self.apply_error = Some(format!("{error:#}"));
         })?;
+        self.after_plan(&plan.after);
         self.installed = plan.after;
         self.apply_error = None;
         self.table_changes += plan.tables_changed;
