@@ -270,6 +270,9 @@ impl Owner {
     pub(super) fn apply(&mut self) -> Result<Moves> {
         let now = self.plane.clock();
         let turn = self.state.advance(now);
+        if self.state.has_let_go() {
+            self.next_hops.watch(self.state.addresses());
+        }
         self.next_turn =
             turn.map(|at| Instant::now() + Duration::from_nanos(at.saturating_sub(now)));
         let mut desired = self.state.desired();

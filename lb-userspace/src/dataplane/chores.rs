@@ -86,3 +86,6 @@ impl KernelDataPlane {
         modes
     }
 }
+
+#[cfg(test)]
+mod tests;
