@@ -234,3 +234,6 @@ fn movers<'a>(before: &'a Installed, after: &'a Installed) -> impl Iterator<Item
         moved.then_some(new.number)
     })
 }
+
+#[cfg(test)]
+mod tests;

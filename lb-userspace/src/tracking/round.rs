@@ -10,9 +10,9 @@ use super::settle::{Scope, Settle};
 use super::sweep::{Sweep, Tally};
 use super::{Backends, Book, SharedMemory, Step, stretch};
 
-/// Slots that settle at once, and with them what a round keeps in memory and its last step takes. More wait for the next round:
-/// seconds, after hours of learning.
-const MOST_SETTLING: usize = 65_536;
+/// Slots that settle at once, and with them how long a round's last step takes, which cannot be interrupted. More wait for the
+/// next rounds: seconds, after minutes or hours of learning.
+const MOST_SETTLING: usize = 32_768;
 
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

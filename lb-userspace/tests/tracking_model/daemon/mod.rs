@@ -75,7 +75,7 @@ pub enum Chore {
     Change(Plan),
     /// And the slots that were put to rest since the whole table was seen.
     Sweep(Sweep, u32),
-    /// And the services whose slots were looked at; more than there are: all are announced.
+    /// And the slots that were looked at; more than there are: all are announced.
     Settle(Settle, u32),
     Removal(Removal),
     Free(u32),
@@ -291,7 +291,7 @@ impl Daemon {
         self.work.as_ref().is_some_and(|work| {
             matches!(
                 work.chore,
-                Chore::Removal(_) | Chore::Free(_) | Chore::Settle(..)
+                Chore::Removal(_) | Chore::Free(_) | Chore::Settle(_, u32::MAX)
             )
         })
     }
@@ -364,6 +364,15 @@ impl Daemon {
         }
     }
 
+    /// How many slots a step looks at: in a quarter of the histories one service's, so that a change may come between two.
+    fn some_slots(&self) -> u32 {
+        if self.order.is_multiple_of(4) {
+            TABLE
+        } else {
+            SLOTS as u32
+        }
+    }
+
     /// One step of a chore; `None` if it ran out of accesses on the way.
     fn step(
         &self,
@@ -414,8 +423,7 @@ impl Daemon {
                     _ => &*book,
                 };
                 if sweep.walk(&memory, shown, &self.known, STRETCH) {
-                    // A service at a time.
-                    let slots = *rested..*rested + TABLE;
+                    let slots = *rested..*rested + self.some_slots();
                     *rested = slots.end;
                     sweep.rest(&memory, book, slots);
                 }
@@ -425,25 +433,31 @@ impl Daemon {
                     Step::More
                 }
             }
-            Chore::Settle(settle, seen) if *seen <= SERVICES => {
+            Chore::Settle(settle, seen) if *seen <= SLOTS as u32 => {
                 let window = match world.mutation {
                     Mutation::SettlesEarly => IDLE / 2,
                     _ => IDLE,
                 };
-                let service = *seen;
-                *seen += 1;
-                if let Some(&tracking) = self.tracking.get(service as usize) {
+                let end = *seen + self.some_slots();
+                while *seen < end.min(SLOTS as u32) {
+                    let service = *seen / TABLE;
                     let scope = Scope {
                         slots: service * TABLE..(service + 1) * TABLE,
-                        tracking,
+                        tracking: self.tracking[service as usize],
                         window,
                     };
                     settle.announce(&memory, book, &self.known, &scope);
+                    *seen += TABLE;
+                }
+                if *seen < SLOTS as u32 {
                     Step::More
-                } else if settle.slots() == 0 {
-                    Step::Done
                 } else {
-                    Step::Grace
+                    // Announced.
+                    *seen = u32::MAX;
+                    match settle.slots() {
+                        0 => Step::Done,
+                        _ => Step::Grace,
+                    }
                 }
             }
             Chore::Settle(settle, _) => settle.step(&memory, book, &self.known, STRETCH),
