@@ -15,7 +15,7 @@ use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace, objects};
-use lb_userspace::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize};
+use lb_userspace::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize, Tracking};
 use lb_userspace::plan::{DesiredBackend, DesiredService, Installed};
 use libtest_mimic::{Arguments, Failed, Trial};
 use testrun::{Program, XDP_DROP, XDP_PASS, XDP_TX, key, mark, packet, route};
@@ -268,7 +268,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     DesiredService {
         key,
         affinity: Affinity::FiveTuple,
-        tracking: lb_userspace::model::Tracking::Adaptive,
+        tracking: Tracking::Adaptive,
         table_size: size,
         on_empty: OnEmpty::Keep,
         backends: (1..=backends).map(backend).collect(),
@@ -336,6 +336,70 @@ fn a_clients_connections_stay_together() {
     for (client, backend) in (0..).zip(&before) {
         assert_eq!(send(client, 4, SYN), *backend, "client {client}");
     }
+}
+
+/// A pin from before a service was not tracked for a while must not win over the flow that there has been since.
+fn what_was_ignored_is_cleared() {
+    let mut plane = load(&SMALL);
+    let mut installed = Installed::new(SMALL);
+    let program = Program::of(&mut plane);
+    let mut out = [0; 256];
+    let syn = packet(&key(1), 1);
+    let mut ack = syn.clone();
+    ack[14 + 20 + 13] = 0x10;
+    let mut reached = |packet: &[u8]| {
+        let (action, bytes) = program.run(packet, &mut out);
+        assert_eq!(action, XDP_TX);
+        mark(bytes).expect("a whole header")
+    };
+    let wanted = |tracking, drained: Option<u8>| {
+        let mut service = desired(key(1), TableSize::Auto, 2);
+        service.tracking = tracking;
+        for backend in &mut service.backends {
+            if Some(backend.address) == drained.map(|n| IpAddr::from([10, 0, 0, n])) {
+                (backend.eligible, backend.status) = (false, Status::Draining);
+            }
+        }
+        [service]
+    };
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, None),
+    );
+    let old = reached(&syn);
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, Some(old)),
+    );
+    let pinned = reached(&syn);
+    assert_ne!(
+        pinned, old,
+        "an opener goes to the new primary, and is pinned"
+    );
+    go(&mut plane, &mut installed, &wanted(Tracking::Off, None));
+    assert_eq!(reached(&syn), old, "the pin is not looked at");
+
+    assert_eq!(plane.clear_unneeded().expect("a sweep"), 1);
+    assert_eq!(plane.clear_unneeded().expect("a sweep"), 0);
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, None),
+    );
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, Some(old)),
+    );
+    assert_eq!(reached(&ack), old, "the open connection stays");
+    assert_eq!(
+        plane.clear_unneeded().expect("a sweep"),
+        0,
+        "what is learnt is needed"
+    );
+    assert_eq!(reached(&ack), old);
 }
 
 fn how_long_changes_take() {
@@ -407,6 +471,7 @@ fn main() {
             "a_clients_connections_stay_together",
             a_clients_connections_stay_together,
         ),
+        test("what_was_ignored_is_cleared", what_was_ignored_is_cleared),
         test("how_long_changes_take", how_long_changes_take),
     ];
     libtest_mimic::run(&arguments, tests).exit();

@@ -283,7 +283,7 @@ impl Owner {
                     digest: format!("{digest:016x}"),
                 });
             }
-            let modes = self.plane.modes(installed.first_slot, installed.size);
+            let modes = self.modes(installed);
             for (mode, slots_in_mode) in ["steady", "learn", "residue"].into_iter().zip(modes) {
                 slots.push(SlotSample {
                     service: service.spec.name.clone(),

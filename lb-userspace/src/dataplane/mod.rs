@@ -4,7 +4,7 @@
 //! data path over plain memory, for property tests). Does not own: which operations are needed, in what order (`plan`).
 
 pub mod attach;
-mod chores;
+pub mod chores;
 pub mod decap;
 mod found;
 pub mod grace;

@@ -50,6 +50,8 @@ pub struct State {
     next_hops: HashMap<IpAddr, NextHopState>,
     /// What each backend may be used for, those that were removed and still have flows included.
     standings: Standings,
+    /// A next hop is no longer needed since this was last asked.
+    let_go: bool,
 }
 
 impl State {
@@ -73,6 +75,7 @@ impl State {
             health: HashMap::new(),
             next_hops: HashMap::new(),
             standings: Standings::default(),
+            let_go: false,
         };
         (state, lost)
     }
@@ -144,6 +147,11 @@ impl State {
         self.effective = effective;
         let known: HashSet<BackendRef> = self.backends().collect();
         self.health.retain(|backend, _| known.contains(backend));
+        self.forget_next_hops();
+    }
+
+    /// Drops the next hops of addresses that nobody needs any more.
+    fn forget_next_hops(&mut self) {
         let addresses = self.addresses();
         self.next_hops
             .retain(|address, _| addresses.contains(address));
@@ -155,12 +163,21 @@ impl State {
             .flat_map(|s| s.backends.iter().map(|b| (s.spec.name.clone(), b.address)))
     }
 
-    /// Addresses whose next hops are needed.
+    /// Addresses whose next hops are needed: those of backends, and of those that were removed while their flows linger.
     pub fn addresses(&self) -> HashSet<IpAddr> {
-        self.effective
+        let declared = self
+            .effective
             .iter()
-            .flat_map(|s| s.backends.iter().map(|b| b.address))
+            .flat_map(|s| s.backends.iter().map(|b| b.address));
+        declared
+            .chain(self.lingering_at().map(|(_, address)| address))
             .collect()
+    }
+
+    /// Whether [`State::addresses`] has become smaller by itself since this was last called: those who watch them must be told, or
+    /// they would not tell again of an address that comes back.
+    pub fn has_let_go(&mut self) -> bool {
+        std::mem::take(&mut self.let_go)
     }
 
     /// What to probe, and for which backends the result counts.
@@ -216,7 +233,8 @@ impl State {
     /// Takes in what netlink says of an address. News of one that is no backend any more comes too late: kept, it would stand
     /// for the truth when the address comes back.
     pub fn set_next_hop(&mut self, address: IpAddr, next_hop: NextHopState) {
-        if self.effective.iter().any(|s| s.backend(address).is_some()) {
+        let declared = self.effective.iter().any(|s| s.backend(address).is_some());
+        if declared || self.lingering_at().any(|(_, lingers)| lingers == address) {
             self.next_hops.insert(address, next_hop);
         }
     }

@@ -59,6 +59,7 @@ impl State {
         }
         // Who is not wished for any more lingers, as long as the service is there.
         let services: HashSet<_> = self.effective.iter().map(|s| s.spec.key).collect();
+        let before = self.standings.len();
         self.standings.retain(|at, standing| {
             services.contains(&at.0)
                 && (wishes.contains_key(at) || {
@@ -66,6 +67,10 @@ impl State {
                     standing.status() != Status::Gone
                 })
         });
+        if self.standings.len() < before {
+            self.let_go = true;
+            self.forget_next_hops();
+        }
         for (at, wish) in wishes {
             let timers = Timers::of(at.0.protocol);
             let standing = self
@@ -130,29 +135,36 @@ impl State {
             .is_some_and(|standing| standing.status() == Status::Gone)
     }
 
-    /// Backends that are no longer part of their service, while their flows linger.
-    pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
+    /// Where backends are that are no longer part of their service, while their flows linger.
+    pub(super) fn lingering_at(&self) -> impl Iterator<Item = (&Effective, IpAddr)> {
+        let services: HashMap<ServiceKey, &Effective> =
+            self.effective.iter().map(|s| (s.spec.key, s)).collect();
         let declared: HashSet<(ServiceKey, IpAddr)> = self
             .effective
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| (s.spec.key, b.address)))
             .collect();
+        self.standings
+            .keys()
+            .filter(move |at| !declared.contains(at))
+            .filter_map(move |(key, address)| Some((*services.get(key)?, *address)))
+    }
+
+    /// They themselves. Their routes are followed as everybody's: connections go on when a gateway or a MAC changes.
+    pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
         let mut lingering: HashMap<_, Vec<_>> = HashMap::new();
-        for (at, standing) in self
-            .standings
-            .iter()
-            .filter(|(at, _)| !declared.contains(*at))
-        {
-            lingering.entry(at.0).or_default().push(DesiredBackend {
-                address: at.1,
+        for (service, address) in self.lingering_at() {
+            let key = service.spec.key;
+            let next_hop = self.next_hop(address);
+            lingering.entry(key).or_default().push(DesiredBackend {
+                address,
                 weight: 0,
                 eligible: false,
-                status: standing.status(),
+                status: self.status(key, address),
                 only_down: false,
                 may_keep: false,
                 lingers: true,
-                // What is installed stays.
-                route: None,
+                route: super::route(&self.node, &service.spec, address, next_hop).ok(),
             });
         }
         for backends in lingering.values_mut() {
