@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::health::ProbeTarget;
-use crate::model::{Affinity, Config, Health, NodeSpec, ServiceKey, ServiceSpec, Tracking};
+use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
@@ -286,11 +286,8 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
-            // One entry would stand for all of a client's connections: the end of one must not move the others.
-            tracking: match spec.affinity {
-                Affinity::FiveTuple => spec.tracking,
-                Affinity::ClientIp => Tracking::Off,
-            },
+            tracking: spec.tracks(),
+            flow_idle: crate::plan::idle_units(spec.times.flow_idle),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
             backends: present.collect(),

@@ -56,6 +56,12 @@ fn odd(name: &str, vip: u8) -> ServiceSpec {
     spec.key.protocol = Protocol::Udp;
     spec.forward = Forward::L2;
     spec.affinity = Affinity::ClientIp;
+    spec.tracking = crate::model::Tracking::Off;
+    spec.times = crate::model::FlowTimes {
+        flow_idle: Duration::from_secs(3_661),
+        grace: Duration::from_millis(1_500),
+        hold_down: Duration::ZERO,
+    };
     spec.table_size = TableSize::Fixed(4_093);
     spec.on_empty = OnEmpty::Drop;
     spec.backends[0].weight = 0;
