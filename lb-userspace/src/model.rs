@@ -223,9 +223,16 @@ pub struct BackendSpec {
     pub address: IpAddr,
     /// Share of new flows relative to the other backends; 0 = none.
     pub weight: u32,
+    /// Whose place in the lookup table it has; `None`: its own.
+    pub replaces: Option<IpAddr>,
 }
 
 impl BackendSpec {
+    /// What the lookup table is made from. Unique within the service.
+    pub fn identity(&self) -> IpAddr {
+        self.replaces.unwrap_or(self.address)
+    }
+
     pub const MAX_WEIGHT: u32 = 1_000;
 }
 
@@ -241,7 +248,7 @@ pub struct ServiceSpec {
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub health: HealthSpec,
-    /// Unique by address.
+    /// Unique by address, and by identity.
     pub backends: Vec<BackendSpec>,
 }
 

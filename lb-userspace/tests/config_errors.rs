@@ -157,6 +157,7 @@ fn the_example_of_the_contract_is_understood() {
             backends: vec![BackendSpec {
                 address: "10.0.0.11".parse().unwrap(),
                 weight: 1,
+                replaces: None,
             }],
         }],
     };

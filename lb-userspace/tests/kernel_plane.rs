@@ -369,6 +369,7 @@ fn a_service_stays_while_others_come_and_go() {
 fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     let backend = |n| DesiredBackend {
         address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
         status: Status::Active,

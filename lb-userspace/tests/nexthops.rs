@@ -369,6 +369,7 @@ fn check_finds_what_is_wrong() {
                 .map(|address| BackendSpec {
                     address: address.parse().unwrap(),
                     weight: 1,
+                    replaces: None,
                 })
                 .into(),
         }],

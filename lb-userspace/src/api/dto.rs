@@ -108,6 +108,10 @@ pub struct BackendDetail {
     pub service: String,
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Whose place in the lookup table it has; `None`: its own.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
     /// The id in the data plane; unique per (service, backend).
     pub id: u32,
     pub weight: u32,
@@ -152,8 +156,13 @@ pub struct ServiceAdd {
 pub struct BackendAdd {
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Default: 1, or that of the backend it replaces.
     #[serde(default)]
     pub weight: Option<u32>,
+    /// A backend of the service whose place in the lookup table it takes, and which is removed thereby.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
 }
 
 /// `PUT /v1/services/{name}/backends/{address}/admin`
@@ -219,6 +228,8 @@ pub enum DifferenceKind {
     ServiceRemoved,
     BackendAdded,
     BackendRemoved,
+    /// Whose place in the lookup table a backend has.
+    Place,
     Weight,
     /// Draining or disabled. No key of the file says that, so `sluice save` leaves it out.
     Admin,

@@ -219,6 +219,7 @@ mod tests {
                 .map(|address| BackendSpec {
                     address: address.parse().unwrap(),
                     weight: 1,
+                    replaces: None,
                 })
                 .collect(),
         }

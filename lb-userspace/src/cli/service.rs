@@ -350,6 +350,9 @@ fn tracking(service: &ServiceDetail) -> String {
 /// What is known beyond the table: the way to the backend, and who set its admin state.
 fn backend_notes(backend: &crate::api::dto::BackendDetail) -> String {
     let mut notes = Vec::new();
+    if let Some(old) = &backend.replaces {
+        notes.push(format!("in the place of {old}"));
+    }
     if let Some(next_hop) = &backend.next_hop {
         notes.push(format!("through {next_hop}"));
     }

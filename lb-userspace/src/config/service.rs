@@ -316,6 +316,9 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
         let Some(address) = backend_address(&field, vip, problems) else {
             continue;
         };
+        let replaces = section
+            .field("replaces")
+            .and_then(|field| replaced(&field, address, vip, problems));
         if let Some(first) = backends.iter().position(|known| known.address == address) {
             let line = problems.line_hint(places[first]);
             field.wrong(
@@ -324,10 +327,67 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
             );
             continue;
         }
-        backends.push(BackendSpec { address, weight });
+        backends.push(BackendSpec {
+            address,
+            weight,
+            replaces,
+        });
         places.push(field.node.at);
     }
+    one_place_each(&section, &backends, &places, problems);
     backends
+}
+
+/// Whose place in the lookup table a backend has.
+fn replaced(
+    field: &Field,
+    own: IpAddr,
+    vip: Option<IpAddr>,
+    problems: &mut Problems,
+) -> Option<IpAddr> {
+    let old = backend_address(field, vip, problems)?;
+    if old == own {
+        field.wrong(
+            problems,
+            "is the backend's own address, so there is nothing to inherit; remove this key",
+        );
+        return None;
+    }
+    Some(old)
+}
+
+/// Two backends in one place of the lookup table would share their slots by chance.
+fn one_place_each(
+    section: &Section,
+    backends: &[BackendSpec],
+    places: &[Option<usize>],
+    problems: &mut Problems,
+) {
+    let named = backends.iter().zip(places).enumerate();
+    for (i, (backend, at)) in named.filter(|(_, (backend, _))| backend.replaces.is_some()) {
+        let place = backend.identity();
+        let other = |(n, other): &(usize, &BackendSpec)| {
+            // Of two that replace the same one, the second is wrong.
+            other.identity() == place && (other.replaces.is_none() || *n < i)
+        };
+        let Some((n, other)) = backends.iter().enumerate().find(other) else {
+            continue;
+        };
+        let line = problems.line_hint(places[n]);
+        let what = if other.replaces.is_none() {
+            format!(
+                "{place} is a backend of this service itself{line}, and both cannot have its place in the lookup table; \
+                 remove that backend, or this key"
+            )
+        } else {
+            format!(
+                "backend {} has the place of {place} already{line}; remove one of the two keys",
+                other.address
+            )
+        };
+        let path = format!("{} #{}.replaces", section.key("backend"), i + 1);
+        problems.add(*at, path, Some(format!("\"{place}\"")), what);
+    }
 }
 
 fn backend_address(field: &Field, vip: Option<IpAddr>, problems: &mut Problems) -> Option<IpAddr> {

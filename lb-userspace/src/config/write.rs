@@ -103,6 +103,8 @@ struct Health<'a> {
 struct Backend {
     address: IpAddr,
     weight: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<IpAddr>,
 }
 
 /// The whole file, without comments.
@@ -207,13 +209,20 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         },
         on_empty: unusual(*on_empty, OnEmpty::default()),
         health: probes(health),
-        backends: backends
-            .iter()
-            .map(|BackendSpec { address, weight }| Backend {
-                address: *address,
-                weight: *weight,
-            })
-            .collect(),
+        backends: backends.iter().map(backend).collect(),
+    }
+}
+
+fn backend(spec: &BackendSpec) -> Backend {
+    let BackendSpec {
+        address,
+        weight,
+        replaces,
+    } = *spec;
+    Backend {
+        address,
+        weight,
+        replaces,
     }
 }
 

@@ -216,6 +216,7 @@ impl Owner {
             BackendDetail {
                 service: service.spec.name.clone(),
                 address: backend.address,
+                replaces: (backend.identity != backend.address).then_some(backend.identity),
                 id,
                 weight: backend.weight,
                 admin: backend.admin.admin,

@@ -36,8 +36,10 @@ pub struct InstalledService {
     /// Number of slots; 0 only before the first table.
     pub size: u32,
     pub backends: BTreeMap<IpAddr, InstalledBackend>,
-    /// Who shares the table, sorted by address.
+    /// Who shares the table, sorted by identity.
     pub members: Vec<Member>,
+    /// The members' backends: one that replaced another has its identity.
+    pub holders: Vec<IpAddr>,
     /// For each slot an index into `members`; empty: no backend.
     pub table: Vec<u32>,
     /// For each member the number of its slots.
@@ -55,6 +57,7 @@ impl InstalledService {
             size: 0,
             backends: BTreeMap::new(),
             members: Vec::new(),
+            holders: Vec::new(),
             table: Vec::new(),
             shares: Vec::new(),
         }
@@ -66,31 +69,36 @@ impl InstalledService {
     }
 
     /// Gives the service another table.
-    pub(super) fn set_table(&mut self, members: Vec<Member>, table: Vec<u32>) {
+    pub(super) fn set_table(
+        &mut self,
+        members: Vec<Member>,
+        holders: Vec<IpAddr>,
+        table: Vec<u32>,
+    ) {
         self.shares = vec![0; members.len()];
         for &member in &table {
             self.shares[member as usize] += 1;
         }
         self.members = members;
+        self.holders = holders;
         self.table = table;
     }
 
     /// The backend id that slot `i` names; 0: none.
     pub fn backend_of_slot(&self, i: u32) -> u32 {
-        let member = self
+        let holder = self
             .table
             .get(i as usize)
-            .and_then(|&m| self.members.get(m as usize));
-        member
-            .and_then(|m| self.backends.get(&m.identity))
+            .and_then(|&m| self.holders.get(m as usize));
+        holder
+            .and_then(|address| self.backends.get(address))
             .map_or(0, |backend| backend.id)
     }
 
     /// Slots that name this backend.
     pub fn slots_of(&self, address: IpAddr) -> u32 {
-        let member = self.members.binary_search_by_key(&address, |m| m.identity);
+        let member = self.holders.iter().position(|holder| *holder == address);
         member
-            .ok()
             .and_then(|m| self.shares.get(m))
             .copied()
             .unwrap_or(0)

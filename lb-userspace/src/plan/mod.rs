@@ -37,6 +37,8 @@ pub struct DesiredService {
 #[derive(Clone, Debug)]
 pub struct DesiredBackend {
     pub address: IpAddr,
+    /// What the table is made from; among those that may be in it, each has another.
+    pub identity: IpAddr,
     pub weight: u32,
     /// May get new flows.
     pub eligible: bool,
@@ -175,17 +177,21 @@ impl Planner<'_> {
             // Flows that were silent for the shorter time may have been forgotten since their slots began to learn.
             turns.came_back = service.backends.values().map(|b| b.id).collect();
         }
-        let mut members = members(desired, old.as_deref());
-        members.retain(|member| service.backends.contains_key(&member.identity));
-        if fresh_range || members != service.members {
+        let mut seats = seats(desired, old.as_deref());
+        seats.retain(|(_, holder)| service.backends.contains_key(holder));
+        let (members, holders): (Vec<_>, Vec<_>) = seats.into_iter().unzip();
+        if fresh_range || members != service.members || holders != service.holders {
             let table = maglev::build(&members, size);
             if old.is_some() {
-                let moved = maglev::compare((&service.members, &service.table), (&members, &table));
+                // What flows notice is the backend, not the identity that it may have from another.
+                let before = held(&service.members, &service.holders);
+                let after = held(&members, &holders);
+                let moved = maglev::compare((&before, &service.table), (&after, &table));
                 self.moves.moved += moved.moved;
                 self.moves.excess += moved.excess;
             }
             self.tables_changed += 1;
-            service.set_table(members, table);
+            service.set_table(members, holders, table);
         }
         self.write_slots(old.as_deref(), &service, fresh_range, turns);
         self.after.services.insert(desired.key, Arc::new(service));
@@ -297,6 +303,7 @@ impl Planner<'_> {
             && old.tracking == new.tracking
             && old.table == new.table
             && old.members == new.members
+            && old.holders == new.holders
             && old
                 .backends
                 .iter()
@@ -390,34 +397,46 @@ fn table_size(desired: &DesiredService, old: Option<&InstalledService>) -> u32 {
     }
 }
 
-/// Who shares the table.
-fn members(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<Member> {
-    let member = |backend: &DesiredBackend| Member {
-        identity: backend.address,
-        weight: backend.weight,
+/// Who shares the table, and whose backend each is.
+fn seats(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<(Member, IpAddr)> {
+    let seat = |backend: &DesiredBackend| {
+        let member = Member {
+            identity: backend.identity,
+            weight: backend.weight,
+        };
+        (member, backend.address)
     };
-    let those = |who: fn(&DesiredBackend) -> bool| -> Vec<Member> {
+    let those = |who: fn(&DesiredBackend) -> bool| -> Vec<_> {
         let chosen = desired.backends.iter().filter(|b| who(b));
-        chosen.map(member).collect()
+        chosen.map(seat).collect()
     };
-    let mut members = those(|b| b.eligible);
-    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
+    let mut seats = those(|b| b.eligible);
+    if seats.is_empty() && desired.on_empty == OnEmpty::Keep {
         // Probes that fail everywhere say more of the prober than of the backends: health is ignored. It fails one backend
         // after the other, so the last table would be the last survivor's alone (docs/decisions/0013-on-empty.md).
-        members = those(|b| b.only_down);
+        seats = those(|b| b.only_down);
     }
-    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
+    if seats.is_empty() && desired.on_empty == OnEmpty::Keep {
         // Nobody can be reached, or is wanted: the last table stays, less those that were removed or disabled.
-        let present: BTreeMap<_, _> = desired.backends.iter().map(|b| (b.address, b)).collect();
+        let staying = desired.backends.iter().filter(|b| b.may_keep);
+        let staying: BTreeMap<_, _> = staying.map(|b| (b.identity, b.address)).collect();
         let last = old.map_or(&[][..], |old| &old.members);
-        members = last
+        seats = last
             .iter()
-            .filter(|m| present.get(&m.identity).is_some_and(|b| b.may_keep))
-            .cloned()
+            .filter_map(|m| Some((*m, *staying.get(&m.identity)?)))
             .collect();
     }
-    members.sort_by_key(|member| member.identity);
-    members
+    seats.sort_by_key(|(member, _)| member.identity);
+    seats
+}
+
+/// The members by their backends' addresses.
+fn held(members: &[Member], holders: &[IpAddr]) -> Vec<Member> {
+    let held = |(member, holder): (&Member, &IpAddr)| Member {
+        identity: *holder,
+        ..*member
+    };
+    members.iter().zip(holders).map(held).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod histories;
 mod on_empty;
+mod replaces;
 mod settings;
 mod world;
 

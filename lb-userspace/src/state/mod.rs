@@ -8,6 +8,7 @@ mod eligible;
 mod fit;
 mod merge;
 mod overlay;
+mod places;
 mod standings;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
+use places::Heirs;
 use standings::Standings;
 
 pub use document::DocumentError;
@@ -50,6 +52,7 @@ pub struct State {
     next_hops: HashMap<IpAddr, NextHopState>,
     /// What each backend may be used for, those that were removed and still have flows included.
     standings: Standings,
+    heirs: Heirs,
 }
 
 impl State {
@@ -73,6 +76,7 @@ impl State {
             health: HashMap::new(),
             next_hops: HashMap::new(),
             standings: Standings::default(),
+            heirs: Heirs::default(),
         };
         (state, lost)
     }
@@ -141,6 +145,7 @@ impl State {
     }
 
     fn adopt(&mut self, effective: Vec<Effective>) {
+        self.bequeath(&effective);
         self.effective = effective;
         let known: HashSet<BackendRef> = self.backends().collect();
         self.health.retain(|backend, _| known.contains(backend));
@@ -237,11 +242,7 @@ impl State {
     /// Backends of which it is not yet known whether they may get flows.
     pub fn unknown(&self) -> Vec<BackendRef> {
         self.backends()
-            .filter(|(service, address)| {
-                self.observed(service, *address)
-                    .is_none_or(|o| o.health == Health::Unknown)
-                    || self.next_hop(*address).is_none()
-            })
+            .filter(|(service, address)| self.undecided(service, *address))
             .collect()
     }
 
@@ -274,6 +275,7 @@ impl State {
             let observed = self.observed(&spec.name, backend.address);
             DesiredBackend {
                 address: backend.address,
+                identity: backend.identity,
                 status: self.status(spec.key, backend.address),
                 lingers: false,
                 weight: backend.weight,

@@ -46,6 +46,7 @@ impl State {
                 *standing = Standing::new(timers, wish, now);
             }
         }
+        self.settle_heirs();
         self.standings.values().filter_map(Standing::next).min()
     }
 
@@ -111,10 +112,12 @@ impl State {
             .iter()
             .filter(|(at, _)| !declared.contains(*at))
         {
+            let heir = self.keeps_for(at.0, at.1);
             lingering.entry(at.0).or_default().push(DesiredBackend {
                 address: at.1,
-                weight: 0,
-                eligible: false,
+                identity: heir.map_or(at.1, |heir| heir.identity),
+                weight: heir.map_or(0, |heir| heir.weight),
+                eligible: heir.is_some(),
                 status: standing.status(),
                 only_down: false,
                 may_keep: false,

@@ -5,6 +5,7 @@ mod eligible;
 mod kept;
 mod observed;
 mod reloads;
+mod replaces;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ fn spec(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
         address: ip(address),
         weight,
+        replaces: None,
     }
 }
 

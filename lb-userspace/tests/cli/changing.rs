@@ -11,7 +11,7 @@ use crate::{SLUICE, command, done, json, sluice};
 #[test]
 fn changing_verbs_send_what_was_typed() {
     let served = Served::start();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 12] = [
         (
             &["backend", "add", "web", "10.0.0.13"],
             "adds 10.0.0.13 to web, weight None",
@@ -19,6 +19,17 @@ fn changing_verbs_send_what_was_typed() {
         (
             &["backend", "add", "dns6", "[2001:db8::12]", "--weight", "5"],
             "adds 2001:db8::12 to dns6, weight Some(5)",
+        ),
+        (
+            &[
+                "backend",
+                "add",
+                "web",
+                "10.0.0.14",
+                "--replaces",
+                "10.0.0.12",
+            ],
+            "adds 10.0.0.14 to web for 10.0.0.12, weight None",
         ),
         (
             &["backend", "remove", "web", "10.0.0.12"],

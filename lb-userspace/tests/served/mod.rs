@@ -148,9 +148,13 @@ impl Owner {
                 reply,
             } => {
                 let result = self.service(&service).map(|_| {
+                    let place = add.replaces.map(|old| format!(" for {old}"));
                     format!(
-                        "{} adds {} to {service}, weight {:?}",
-                        caller.user, add.address, add.weight
+                        "{} adds {} to {service}{}, weight {:?}",
+                        caller.user,
+                        add.address,
+                        place.unwrap_or_default(),
+                        add.weight
                     )
                 });
                 self.change(reply, result);
@@ -392,6 +396,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let up = BackendDetail {
         service: "web".to_owned(),
         address: "10.0.0.11".parse().unwrap(),
+        replaces: None,
         id: 1,
         weight: 1,
         admin: Admin::Active,
@@ -431,6 +436,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let v6 = BackendDetail {
         service: "dns6".to_owned(),
         address: "2001:db8::11".parse().unwrap(),
+        replaces: None,
         id: 3,
         health: Health::Unknown,
         health_reason: None,

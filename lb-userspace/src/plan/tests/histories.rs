@@ -90,6 +90,7 @@ fn existing(wanted: &Wanted, n: usize) -> Option<ServiceKey> {
 fn make(key: ServiceKey, n: u8, backend: Backend) -> DesiredBackend {
     DesiredBackend {
         address: address(n),
+        identity: address(n),
         weight: backend.weight,
         // As `state` says: weight and a known way are needed.
         eligible: backend.healthy && backend.weight > 0 && backend.route.is_some(),
