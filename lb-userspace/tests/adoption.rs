@@ -137,6 +137,7 @@ fn send(program: &Program, key: &ServiceKey, client: u8, flags: u8) -> Result<u8
 fn backend(n: u8) -> DesiredBackend {
     DesiredBackend {
         address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -152,6 +153,7 @@ fn service(n: u16, backends: &[u8]) -> DesiredService {
         key: key(n),
         affinity: Affinity::FiveTuple,
         tracking: Tracking::Adaptive,
+        flow_idle: 1_734,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
         backends: backends.iter().map(|n| backend(*n)).collect(),

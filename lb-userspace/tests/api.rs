@@ -92,6 +92,7 @@ async fn every_change_reaches_the_owner_with_its_caller() {
     let backend = BackendAdd {
         address: "10.0.0.13".parse().unwrap(),
         weight: Some(5),
+        replaces: None,
     };
     client.backend_add("web", &backend).await.unwrap();
     client.backend_remove("dns6", v6).await.unwrap();

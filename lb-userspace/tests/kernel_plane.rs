@@ -257,6 +257,7 @@ fn a_service_stays_while_others_come_and_go() {
 fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     let backend = |n| DesiredBackend {
         address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -269,6 +270,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         key,
         affinity: Affinity::FiveTuple,
         tracking: Tracking::Adaptive,
+        flow_idle: 1_734,
         table_size: size,
         on_empty: OnEmpty::Keep,
         backends: (1..=backends).map(backend).collect(),

@@ -16,6 +16,7 @@ mod passing;
 mod setup;
 mod spread;
 mod standing;
+mod tracking;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -103,6 +104,7 @@ fn main() -> Result<()> {
     connections::add(&mut suites);
     overlay::add(&mut suites);
     standing::add(&mut suites);
+    tracking::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()

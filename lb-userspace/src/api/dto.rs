@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -87,6 +87,14 @@ pub struct ServiceDetail {
     #[serde(flatten)]
     pub summary: ServiceSummary,
     pub affinity: Affinity,
+    /// Which flows are remembered; `off` for affinity `client-ip`, whatever the file says.
+    pub tracking: Tracking,
+    /// Seconds that a remembered flow may be silent.
+    pub flow_idle_seconds: f64,
+    /// Seconds that a backend whose probes fail keeps its flows.
+    pub grace_seconds: f64,
+    /// Seconds after which a backend that is down or disabled is forgotten.
+    pub hold_down_seconds: f64,
     pub on_empty: OnEmpty,
     /// One line, for example `http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3`.
     pub health: String,
@@ -100,6 +108,10 @@ pub struct BackendDetail {
     pub service: String,
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Whose place in the lookup table it has; `None`: its own.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
     /// The id in the data plane; unique per (service, backend).
     pub id: u32,
     pub weight: u32,
@@ -144,8 +156,13 @@ pub struct ServiceAdd {
 pub struct BackendAdd {
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Default: 1, or that of the backend it replaces.
     #[serde(default)]
     pub weight: Option<u32>,
+    /// A backend of the service whose place in the lookup table it takes, and which is removed thereby.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
 }
 
 /// `PUT /v1/services/{name}/backends/{address}/admin`
@@ -211,6 +228,8 @@ pub enum DifferenceKind {
     ServiceRemoved,
     BackendAdded,
     BackendRemoved,
+    /// Whose place in the lookup table a backend has.
+    Place,
     Weight,
     /// Draining or disabled. No key of the file says that, so `sluice save` leaves it out.
     Admin,

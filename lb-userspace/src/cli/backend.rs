@@ -39,9 +39,12 @@ enum BackendVerb {
     Add {
         #[command(flatten)]
         backend: Backend,
-        /// Its share of new flows relative to the other backends [default: 1]
+        /// Its share of new flows relative to the other backends [default: 1, or that of the one it replaces]
         #[arg(long, value_parser = weight())]
         weight: Option<u32>,
+        /// Take the place of this backend in the lookup table, so that only its slots move, and remove it
+        #[arg(long, value_name = "OLD", value_parser = address::ip)]
+        replaces: Option<IpAddr>,
     },
     /// Remove a backend from a service: new flows go elsewhere at once, open ones within 60 s
     ///
@@ -123,10 +126,15 @@ pub fn run(args: BackendArgs, client: &Client) -> Result<(), Failure> {
             }
             return output::print(&table(&backends, None, Style::stdout()));
         }
-        BackendVerb::Add { backend, weight } => {
+        BackendVerb::Add {
+            backend,
+            weight,
+            replaces,
+        } => {
             let add = BackendAdd {
                 address: backend.address,
                 weight,
+                replaces,
             };
             wait(client.backend_add(&backend.service, &add))
         }

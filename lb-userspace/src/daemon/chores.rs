@@ -14,11 +14,10 @@ use lb_common::flow::FlowState;
 use super::owner::Owner;
 use crate::dataplane::Operation;
 use crate::dataplane::chores::Maintenance;
-use crate::model::{Protocol, ServiceKey};
-use crate::plan::{Installed, InstalledService, Plan};
+use crate::plan::{self, Installed, InstalledService, Plan};
 use crate::tracking::round::Round;
 use crate::tracking::settle::Scope;
-use crate::tracking::{SECOND, Step, Tracking};
+use crate::tracking::{Step, Tracking};
 
 /// Between two walks over the flow table, from start to start.
 pub const SWEEP: Duration = Duration::from_secs(4);
@@ -28,11 +27,6 @@ const TURN: Duration = Duration::from_millis(2);
 const STRETCH: u32 = 4_096;
 /// Between two turns: long enough that other tasks get this thread.
 pub const PAUSE: Duration = Duration::from_millis(1);
-
-/// How long a flow may be silent, nanoseconds: the window that a slot learns for.
-const fn window(protocol: Protocol) -> u64 {
-    crate::plan::flow_idle_seconds(protocol) * SECOND
-}
 
 /// Entries of the flow table by state, as the last sweep left them.
 pub type FlowCounts = [(&'static str, u64); 4];
@@ -153,19 +147,15 @@ impl Owner {
 
     /// Before an operation that may change slots.
     pub(super) fn before_operation(&mut self, operation: &Operation) {
-        let Operation::ChangeSlots {
-            service, tracking, ..
-        } = operation
-        else {
+        if operation.unsettles() && !self.restless {
+            self.restless = true;
+            self.next_sweep = Instant::now() + SWEEP;
+        }
+        let Operation::ChangeSlots { service, .. } = operation else {
             return;
         };
         self.chores.stirred.insert(*service);
         self.chores.at_rest.retain(|(number, _)| number != service);
-        // Slots that do not learn stay at rest.
-        if *tracking != Tracking::Off && !self.restless {
-            self.restless = true;
-            self.next_sweep = Instant::now() + SWEEP;
-        }
     }
 
     /// After a plan was applied.
@@ -198,15 +188,15 @@ impl Owner {
 }
 
 fn holdings(installed: &Installed) -> Vec<Holding> {
-    let holding = |(key, service): (&ServiceKey, &Arc<InstalledService>)| {
+    let holding = |service: &Arc<InstalledService>| {
         let scope = Scope {
             slots: service.first_slot..service.first_slot + service.size,
             tracking: service.tracking,
-            window: window(key.protocol),
+            window: plan::window(service.flow_idle),
         };
         (service.number, scope)
     };
-    installed.services.iter().map(holding).collect()
+    installed.services.values().map(holding).collect()
 }
 
 fn rests(at_rest: &HashSet<(u32, u32)>, (number, scope): &Holding) -> bool {

@@ -142,7 +142,11 @@ impl Owner {
         service: &str,
         add: &BackendAdd,
     ) -> Result<Changed, ApiError> {
-        let weight = add.weight.unwrap_or(1);
+        let inherited = add.replaces.and_then(|old| {
+            let service = self.state.service(service)?;
+            service.backend(old).map(|old| old.weight)
+        });
+        let weight = add.weight.or(inherited).unwrap_or(1);
         check_weight(weight)?;
         if let Some(why) = config::unusable(add.address) {
             return Err(ApiError::Invalid(format!(
@@ -150,17 +154,26 @@ impl Owner {
                 add.address
             )));
         }
-        let message = format!(
-            "backend {} is added to {service:?} with weight {weight}",
-            add.address
-        );
+        let address = add.address;
+        let message = match add.replaces {
+            None => format!("backend {address} is added to {service:?} with weight {weight}"),
+            Some(old) => format!(
+                "backend {address} is added to {service:?} with weight {weight} in the place of {old}, which is removed"
+            ),
+        };
         self.change(caller, message, |overlay, _, services| {
+            if let Some(old) = add.replaces {
+                let service = find_backend(services, service, old)?;
+                let old = service.backend(old).expect("it was found");
+                return overlay.replace_backend(service, old, address, weight, &stamp(caller));
+            }
             let service = find(services, service)?;
             overlay.add_backend(
                 service,
                 &BackendSpec {
-                    address: add.address,
+                    address,
                     weight,
+                    replaces: None,
                 },
                 stamp(caller),
             )

@@ -12,6 +12,7 @@ use lb_common::abi::{
 use lb_common::flow::FlowEntry;
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
+use lb_common::slot::Mode;
 use lb_common::track::{Head, Status, TableWord};
 
 use super::shared::{Records, Shared};
@@ -281,6 +282,10 @@ impl DataPlane for KernelDataPlane {
                         "slot {index} is out of range"
                     );
                     self.tables.slots.store(*index, 0, word.0);
+                    if word.mode() == Mode::Learn {
+                        let now = self.clock();
+                        self.book.begins(*index, now);
+                    }
                 }
                 Ok(())
             }

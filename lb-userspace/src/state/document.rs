@@ -93,6 +93,9 @@ struct Backend {
     added: Option<Weight>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     removed: Option<Who>,
+    /// Whose place in the lookup table it has; absent: as declared, or its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weight: Option<Weight>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,6 +106,16 @@ struct Backend {
 #[serde(deny_unknown_fields)]
 struct Weight {
     weight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
+    at: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    identity: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
@@ -209,6 +222,11 @@ fn backend(service: &str, address: IpAddr, change: &BackendChange) -> Backend {
             Presence::Removed(stamp) => Some(stamp.into()),
             _ => None,
         },
+        replaces: change.place.as_ref().map(|(identity, stamp)| Place {
+            identity: *identity,
+            by: stamp.by.clone(),
+            at: stamp.at,
+        }),
         weight: change
             .weight
             .as_ref()
@@ -228,6 +246,11 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
     if let Some(why) = config::unusable(entry.address) {
         return Err(wrong(&format!("is {why}")));
     }
+    if let Some(place) = &entry.replaces
+        && let Some(why) = config::unusable(place.identity)
+    {
+        return Err(wrong(&format!("replaces {}, {why}", place.identity)));
+    }
     let weights = [&entry.added, &entry.weight];
     if let Some(weight) = weights
         .into_iter()
@@ -243,14 +266,19 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
             weight,
             stamp: Stamp { by, at },
         },
-        (None, Some(who)) if entry.weight.is_none() && entry.admin.is_none() => {
+        (None, Some(who))
+            if entry.weight.is_none() && entry.admin.is_none() && entry.replaces.is_none() =>
+        {
             Presence::Removed(who.into())
         }
-        (None, Some(_)) => return Err(wrong("is removed and has a weight or state")),
+        (None, Some(_)) => return Err(wrong("is removed and has a weight, state or place")),
         (Some(_), Some(_)) => return Err(wrong("is both added and removed")),
     };
     Ok(BackendChange {
         presence,
+        place: entry
+            .replaces
+            .map(|Place { identity, by, at }| (identity, Stamp { by, at })),
         weight: entry
             .weight
             .map(|Weight { weight, by, at }| (weight, Stamp { by, at })),

@@ -8,6 +8,7 @@ mod eligible;
 mod fit;
 mod merge;
 mod overlay;
+mod places;
 mod standings;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
+use places::Heirs;
 use standings::Standings;
 
 pub use document::DocumentError;
@@ -52,6 +54,7 @@ pub struct State {
     standings: Standings,
     /// A next hop is no longer needed since this was last asked.
     let_go: bool,
+    heirs: Heirs,
 }
 
 impl State {
@@ -76,6 +79,7 @@ impl State {
             next_hops: HashMap::new(),
             standings: Standings::default(),
             let_go: false,
+            heirs: Heirs::default(),
         };
         (state, lost)
     }
@@ -144,6 +148,7 @@ impl State {
     }
 
     fn adopt(&mut self, effective: Vec<Effective>) {
+        self.bequeath(&effective);
         self.effective = effective;
         let known: HashSet<BackendRef> = self.backends().collect();
         self.health.retain(|backend, _| known.contains(backend));
@@ -255,11 +260,7 @@ impl State {
     /// Backends of which it is not yet known whether they may get flows.
     pub fn unknown(&self) -> Vec<BackendRef> {
         self.backends()
-            .filter(|(service, address)| {
-                self.observed(service, *address)
-                    .is_none_or(|o| o.health == Health::Unknown)
-                    || self.next_hop(*address).is_none()
-            })
+            .filter(|(service, address)| self.undecided(service, *address))
             .collect()
     }
 
@@ -292,6 +293,7 @@ impl State {
             let observed = self.observed(&spec.name, backend.address);
             DesiredBackend {
                 address: backend.address,
+                identity: backend.identity,
                 status: self.status(spec.key, backend.address),
                 lingers: false,
                 weight: backend.weight,
@@ -305,6 +307,7 @@ impl State {
             key: spec.key,
             affinity: spec.affinity,
             tracking: spec.tracking,
+            flow_idle: crate::plan::idle_units(spec.times.flow_idle),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
             backends: present.collect(),

@@ -30,7 +30,7 @@ impl State {
             // One that is no longer declared lingers from now on: `advance` sees to it.
             self.standings.insert(
                 (key, address),
-                Standing::left(Timers::of(key.protocol), status, now),
+                Standing::left(Timers::of(&service.spec.times), status, now),
             );
             let active = service
                 .backend(address)
@@ -54,7 +54,8 @@ impl State {
             let ignored = self.health_is_ignored(service);
             for backend in &service.backends {
                 let wish = self.wish(service, backend, ignored);
-                wishes.insert((service.spec.key, backend.address), wish);
+                let timers = Timers::of(&service.spec.times);
+                wishes.insert((service.spec.key, backend.address), (wish, timers));
             }
         }
         // Who is not wished for any more lingers, as long as the service is there.
@@ -71,18 +72,19 @@ impl State {
             self.let_go = true;
             self.forget_next_hops();
         }
-        for (at, wish) in wishes {
-            let timers = Timers::of(at.0.protocol);
+        for (at, (wish, timers)) in wishes {
             let standing = self
                 .standings
                 .entry(at)
                 .or_insert_with(|| Standing::new(timers, wish, now));
+            standing.retime(timers);
             standing.update(wish, now);
             // GONE is final: one that is wanted again begins anew, under another id.
             if standing.status() == Status::Gone && usable(wish) {
                 *standing = Standing::new(timers, wish, now);
             }
         }
+        self.settle_heirs();
         self.standings.values().filter_map(Standing::next).min()
     }
 
@@ -156,10 +158,12 @@ impl State {
         for (service, address) in self.lingering_at() {
             let key = service.spec.key;
             let next_hop = self.next_hop(address);
+            let heir = self.keeps_for(key, address);
             lingering.entry(key).or_default().push(DesiredBackend {
                 address,
-                weight: 0,
-                eligible: false,
+                identity: heir.map_or(address, |heir| heir.identity),
+                weight: heir.map_or(0, |heir| heir.weight),
+                eligible: heir.is_some(),
                 status: self.status(key, address),
                 only_down: false,
                 may_keep: false,

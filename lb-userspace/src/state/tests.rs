@@ -5,6 +5,7 @@ mod eligible;
 mod kept;
 mod observed;
 mod reloads;
+mod replaces;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ fn service(name: &str, vip: &str, backends: &[&str]) -> ServiceSpec {
         forward: Forward::Ipip,
         affinity: Affinity::FiveTuple,
         tracking: crate::model::Tracking::Adaptive,
+        times: crate::model::FlowTimes::usual(Protocol::Tcp),
         table_size: TableSize::Auto,
         on_empty: OnEmpty::Keep,
         health: HealthSpec::default(),
@@ -46,6 +48,7 @@ fn spec(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
         address: ip(address),
         weight,
+        replaces: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use lb_userspace::api::dto::*;
 use lb_userspace::api::server;
-use lb_userspace::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use lb_userspace::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 use tokio::sync::{mpsc, oneshot};
 
 /// A served socket; ends with the value.
@@ -148,9 +148,13 @@ impl Owner {
                 reply,
             } => {
                 let result = self.service(&service).map(|_| {
+                    let place = add.replaces.map(|old| format!(" for {old}"));
                     format!(
-                        "{} adds {} to {service}, weight {:?}",
-                        caller.user, add.address, add.weight
+                        "{} adds {} to {service}{}, weight {:?}",
+                        caller.user,
+                        add.address,
+                        place.unwrap_or_default(),
+                        add.weight
                     )
                 });
                 self.change(reply, result);
@@ -247,6 +251,10 @@ impl Owner {
         Ok(ServiceDetail {
             summary: summary.clone(),
             affinity: Affinity::FiveTuple,
+            tracking: Tracking::Adaptive,
+            flow_idle_seconds: 7_440.0,
+            grace_seconds: 30.0,
+            hold_down_seconds: 600.0,
             on_empty: OnEmpty::Keep,
             health: "http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3".to_owned(),
             table_digest: Some("9f86d081884c7d65".to_owned()),
@@ -388,6 +396,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let up = BackendDetail {
         service: "web".to_owned(),
         address: "10.0.0.11".parse().unwrap(),
+        replaces: None,
         id: 1,
         weight: 1,
         admin: Admin::Active,
@@ -427,6 +436,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let v6 = BackendDetail {
         service: "dns6".to_owned(),
         address: "2001:db8::11".parse().unwrap(),
+        replaces: None,
         id: 3,
         health: Health::Unknown,
         health_reason: None,

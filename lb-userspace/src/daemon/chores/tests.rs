@@ -12,6 +12,7 @@ use crate::plan::{DesiredBackend, DesiredService};
 fn desired(tracking: Tracking, backends: u8, table_size: TableSize) -> [DesiredService; 1] {
     let backend = |n: u8| DesiredBackend {
         address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -21,11 +22,12 @@ fn desired(tracking: Tracking, backends: u8, table_size: TableSize) -> [DesiredS
         route: Some(Route::NONE),
     };
     [DesiredService {
-        key: ServiceKey {
+        key: crate::model::ServiceKey {
             vip: IpAddr::from([203, 0, 113, 1]),
             port: 80,
-            protocol: Protocol::Tcp,
+            protocol: crate::model::Protocol::Tcp,
         },
+        flow_idle: 1_734,
         affinity: Affinity::FiveTuple,
         tracking,
         table_size,

@@ -70,6 +70,7 @@ pub fn route(key: ServiceKey, backend: IpAddr, version: u8) -> Route {
 pub fn backend(key: ServiceKey, n: u8) -> DesiredBackend {
     DesiredBackend {
         address: address(n),
+        identity: address(n),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -84,12 +85,16 @@ pub fn service(key: ServiceKey, backends: &[u8]) -> DesiredService {
     DesiredService {
         key,
         tracking: crate::tracking::Tracking::Adaptive,
+        flow_idle: FLOW_IDLE,
         affinity: Affinity::FiveTuple,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
         backends: backends.iter().map(|n| backend(key, *n)).collect(),
     }
 }
+
+/// 7,440 s.
+pub const FLOW_IDLE: u16 = 1_734;
 
 pub const CAPACITY: Capacity = Capacity {
     services: 8,
@@ -355,7 +360,12 @@ impl World {
                     installed.backend_of_slot(i),
                     "{key}: the mirror is wrong"
                 );
-                let want = table.get(i as usize).map(|m| members[*m as usize].identity);
+                let want = table.get(i as usize).map(|m| {
+                    let place = members[*m as usize].identity;
+                    let holds = |b: &&DesiredBackend| b.identity == place && !b.lingers;
+                    let holder = service.backends.iter().find(holds);
+                    holder.expect("a member is wanted").address
+                });
                 let have = installed.backends.iter().find(|(_, b)| b.id == id);
                 assert_eq!(have.map(|(address, _)| *address), want, "{key} slot {i}");
             }
@@ -464,14 +474,14 @@ fn expected_members(
         let mut members = Vec::new();
         for backend in service.backends.iter().filter(|b| b.eligible) {
             members.push(Member {
-                identity: backend.address,
+                identity: backend.identity,
                 weight: backend.weight,
             });
         }
         if members.is_empty() && service.on_empty == OnEmpty::Keep {
             for backend in service.backends.iter().filter(|b| b.only_down) {
                 members.push(Member {
-                    identity: backend.address,
+                    identity: backend.identity,
                     weight: backend.weight,
                 });
             }
@@ -483,7 +493,7 @@ fn expected_members(
             members.clone_from(&last.members);
             members.retain(|m| {
                 let mut backends = service.backends.iter();
-                backends.any(|b| b.address == m.identity && b.may_keep)
+                backends.any(|b| b.identity == m.identity && b.may_keep)
             });
         }
         members.sort_by_key(|m| m.identity);

@@ -13,6 +13,7 @@ enum Step {
     AddService(u8, u8),
     RemoveService(u8),
     AddBackend(u8, u8, u32),
+    Replace(u8, u8, u8, u32),
     RemoveBackend(u8, u8),
     Weigh(u8, u8, u32),
     Admin(u8, u8, Admin, Option<String>),
@@ -29,6 +30,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..4_u8, 0..5_u8).prop_map(|(name, vip)| Step::AddService(name, vip)),
         (0..4_u8).prop_map(Step::RemoveService),
         (0..4_u8, 0..6_u8, weight.clone()).prop_map(|(s, b, w)| Step::AddBackend(s, b, w)),
+        (0..4_u8, 0..6_u8, 0..6_u8, weight.clone())
+            .prop_map(|(s, old, new, w)| Step::Replace(s, old, new, w)),
         (0..4_u8, 0..6_u8).prop_map(|(s, b)| Step::RemoveBackend(s, b)),
         (0..4_u8, 0..6_u8, weight).prop_map(|(s, b, w)| Step::Weigh(s, b, w)),
         (0..4_u8, 0..6_u8, admin, option::of(any::<String>()))
@@ -56,6 +59,12 @@ fn odd(name: &str, vip: u8) -> ServiceSpec {
     spec.key.protocol = Protocol::Udp;
     spec.forward = Forward::L2;
     spec.affinity = Affinity::ClientIp;
+    spec.tracking = crate::model::Tracking::Off;
+    spec.times = crate::model::FlowTimes {
+        flow_idle: Duration::from_secs(3_661),
+        grace: Duration::from_millis(1_500),
+        hold_down: Duration::ZERO,
+    };
     spec.table_size = TableSize::Fixed(4_093);
     spec.on_empty = OnEmpty::Drop;
     spec.backends[0].weight = 0;
@@ -90,9 +99,14 @@ fn take(state: &mut State, step: &Step, at: u64) {
             Step::RemoveService(s) => overlay.remove_service(&name(s), file, stamp)?,
             Step::AddBackend(s, b, weight) => {
                 if let Some(service) = services.iter().find(|x| x.spec.name == name(s)) {
-                    let address = address(b);
-                    overlay.add_backend(service, &BackendSpec { address, weight }, stamp)?;
+                    let address = &address(b).to_string();
+                    overlay.add_backend(service, &spec(address, weight), stamp)?;
                 }
+            }
+            Step::Replace(s, old, new, weight) => {
+                let service = existing(services, s, old)?;
+                let old = service.backend(address(old)).expect("it exists");
+                overlay.replace_backend(&service, old, address(new), weight, &stamp)?;
             }
             Step::RemoveBackend(s, b) => {
                 overlay.remove_backend(&existing(services, s, b)?, address(b), stamp);
