@@ -3,6 +3,7 @@
 use std::time::UNIX_EPOCH;
 
 use lb_common::abi::BackendCounters;
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 
 use super::owner::Owner;
@@ -305,6 +306,10 @@ impl Owner {
             table_digests,
             slots,
             flow_entries: self.flow_counts().to_vec(),
+            events: Event::ALL
+                .iter()
+                .map(|event| (*event, self.plane.event_counter(*event)))
+                .collect(),
             table_changes: self.table_changes,
         }
     }

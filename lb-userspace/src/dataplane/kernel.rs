@@ -10,6 +10,7 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
     Backend, BackendCounters, FlowLine, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
+use lb_common::event::{EVENTS, Event};
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
@@ -37,6 +38,7 @@ pub struct KernelDataPlane {
     control: Mapped<u64>,
     backend_counters: Mapped<BackendCounters>,
     reason_counters: Mapped<u64>,
+    event_counters: Mapped<u64>,
     egress: DevMapHash<aya::maps::MapData>,
     allowed_egress: HashSet<u32>,
     /// Counts grace periods; what was flipped in the current one must not be rewritten before the next.
@@ -68,6 +70,7 @@ impl KernelDataPlane {
             .map_max_entries(names::BACKENDS, node.backend_capacity)
             .map_max_entries(names::BACKEND_COUNTERS, cpus * node.backend_capacity)
             .map_max_entries(names::REASON_COUNTERS, cpus * REASONS)
+            .map_max_entries(names::EVENT_COUNTERS, cpus * EVENTS)
             .override_global(names::NODE, &node.words(), true)
             .load(objects::BALANCER)
             .map_err(explain_load)?;
@@ -84,6 +87,7 @@ impl KernelDataPlane {
         let backend_counters =
             Mapped::new(take(names::BACKEND_COUNTERS)?, names::BACKEND_COUNTERS)?;
         let reason_counters = Mapped::new(take(names::REASON_COUNTERS)?, names::REASON_COUNTERS)?;
+        let event_counters = Mapped::new(take(names::EVENT_COUNTERS)?, names::EVENT_COUNTERS)?;
         let egress = DevMapHash::try_from(take(names::EGRESS)?)?;
         let mut plane = Self {
             ebpf,
@@ -98,6 +102,7 @@ impl KernelDataPlane {
             control,
             backend_counters,
             reason_counters,
+            event_counters,
             egress,
             allowed_egress: HashSet::new(),
             epoch: 0,
@@ -354,6 +359,12 @@ impl DataPlane for KernelDataPlane {
     fn reason_counter(&self, reason: Reason) -> u64 {
         (0..self.cpus)
             .map(|cpu| self.reason_counters.load(cpu * REASONS + reason as u32, 0))
+            .sum()
+    }
+
+    fn event_counter(&self, event: Event) -> u64 {
+        (0..self.cpus)
+            .map(|cpu| self.event_counters.load(cpu * EVENTS + event as u32, 0))
             .sum()
     }
 }

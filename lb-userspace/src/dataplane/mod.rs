@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lb_common::abi::{BackendCounters, Route, ServiceEntry};
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
@@ -76,6 +77,9 @@ pub trait DataPlane {
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
+
+    /// How often this happened to packets since the maps were made, summed over CPUs.
+    fn event_counter(&self, event: Event) -> u64;
 }
 
 /// The directory in bpffs that holds the XDP links. Not versioned: whatever the layout of its maps, a new program takes the place

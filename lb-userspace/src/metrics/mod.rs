@@ -9,6 +9,7 @@ mod serve;
 use std::fmt;
 use std::net::IpAddr;
 
+use lb_common::event::Event;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub slots: Vec<SlotSample>,
     /// Remembered flows by state: `syn`, `learnt`, `established`, `closed`.
     pub flow_entries: Vec<(&'static str, u64)>,
+    /// What tracking could not do for packets.
+    pub events: Vec<(Event, u64)>,
     /// Changes of lookup tables since the daemon started.
     pub table_changes: u64,
 }
@@ -184,6 +187,11 @@ impl Collector for Families {
             family
                 .encode_family(&[("state", *state)])?
                 .encode_gauge(entries)?;
+        }
+
+        for (event, times) in &self.0.events {
+            let name = format!("sluice_{}", event.name());
+            count(&mut counter(out, &name, event.help())?, *times)?;
         }
 
         let mut family = counter(

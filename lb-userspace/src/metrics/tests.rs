@@ -64,6 +64,7 @@ fn snapshot() -> Snapshot {
             slots: 1_021,
         }],
         flow_entries: vec![("established", 3)],
+        events: vec![(Event::PinFailed, 5), (Event::LearningLost, 6)],
         table_changes: 4,
     }
 }
@@ -89,6 +90,8 @@ const SAMPLES: &[&str] = &[
     r#"sluice_probe_duration_seconds_bucket{le="+Inf",service="web",backend="10.0.0.11"} 3"#,
     r#"sluice_slots{service="web",mode="steady"} 1021"#,
     r#"sluice_flow_table_entries{state="established"} 3"#,
+    "sluice_pins_failed_total 5",
+    "sluice_learning_lost_total 6",
     "sluice_table_changes_total 4",
     r#"sluice_table_digest_info{service="web",digest="9f86d081"} 1"#,
     r#"sluice_build_info{version="0.1.0"} 1"#,
