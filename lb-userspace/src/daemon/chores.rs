@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lb_common::flow::FlowState;
 
 use super::owner::Owner;
 use crate::model::Protocol;
@@ -17,9 +16,6 @@ pub const SWEEP: Duration = Duration::from_secs(4);
 const fn window(protocol: Protocol) -> u64 {
     crate::plan::flow_idle_seconds(protocol) * SECOND
 }
-
-/// Entries of the flow table by state, as the last sweep left them.
-pub type FlowCounts = [(&'static str, u64); 4];
 
 impl Owner {
     /// Walks over the flow table, if some slot is not at rest and it is time.
@@ -40,6 +36,7 @@ impl Owner {
         let scopes: Vec<_> = self.installed.services.iter().map(scope).collect();
         // Grace periods block this thread for some milliseconds.
         self.tally = tokio::task::block_in_place(|| self.plane.maintain(&scopes))?;
+        self.sweeps += 1;
         let changing = scopes.iter().any(|scope| {
             let size = scope.slots.end - scope.slots.start;
             let [steady, ..] = self.plane.modes(scope.slots.start, size);
@@ -47,15 +44,5 @@ impl Owner {
         });
         self.restless = changing || self.tally.states.iter().any(|count| *count > 0);
         Ok(())
-    }
-
-    pub(super) fn flow_counts(&self) -> FlowCounts {
-        let of = |state: FlowState| u64::from(self.tally.states[state as usize]);
-        [
-            ("syn", of(FlowState::Syn)),
-            ("learnt", of(FlowState::Learnt)),
-            ("established", of(FlowState::Established)),
-            ("closed", of(FlowState::Closed)),
-        ]
     }
 }

@@ -37,7 +37,7 @@ const LONGEST_WAIT_TO_REPLACE: Duration = Duration::from_secs(60);
 /// How often interfaces are looked at: one that was deleted and made again has lost its program.
 const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 pub enum Ending {
@@ -83,6 +83,10 @@ pub struct Owner {
     pub(super) next_sweep: Instant,
     /// What the last sweep saw.
     pub(super) tally: Tally,
+    /// Whole sweeps so far.
+    pub(super) sweeps: u64,
+    /// Drains that end by themselves.
+    pub(super) drains: super::drains::Drains,
     /// Counted for backends whose ids are gone.
     pub(super) retired: BackendCounters,
     readiness: watch::Sender<Vec<String>>,
@@ -132,6 +136,8 @@ impl Owner {
             restless: false,
             next_sweep: Instant::now(),
             tally: Tally::default(),
+            sweeps: 0,
+            drains: super::drains::Drains::default(),
             retired: BackendCounters::default(),
             readiness,
         }
@@ -175,6 +181,8 @@ impl Owner {
                     }
                     // A change was applied before it was answered.
                     self.say_whether_ready();
+                    // What it set going may be due before all else.
+                    wake = wake.min(self.wake_at());
                     continue;
                 }
                 Some(reply) = inputs.snapshots.recv() => {
@@ -197,7 +205,10 @@ impl Owner {
             self.attach_by.max(now)
         } else {
             let sweep = self.restless.then_some(self.next_sweep);
-            let due = [self.next_turn, sweep].into_iter().flatten().min();
+            let due = [self.next_turn, sweep, self.drains.next]
+                .into_iter()
+                .flatten()
+                .min();
             (now + INTERFACES)
                 .min(due.unwrap_or(now + INTERFACES))
                 .max(now)
@@ -217,6 +228,7 @@ impl Owner {
         if let Err(error) = self.chores() {
             tracing::error!("flows could not be looked after: {error:#}");
         }
+        self.end_drains();
         let due = self.state.unknown().is_empty() || Instant::now() >= self.attach_by;
         let wanted = &self.config.node.interfaces;
         let missing = self.attach_error.is_some()

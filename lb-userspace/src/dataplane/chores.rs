@@ -1,13 +1,15 @@
 //! The regular chores on the kernel's slots and flow table, by the rules of [`crate::tracking`].
 
+use std::collections::HashMap;
+
 use anyhow::Result;
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 
 use super::kernel::KernelDataPlane;
 use super::shared::{Records, Shared};
-use crate::tracking::Step;
 use crate::tracking::settle::{Scope, Settle};
 use crate::tracking::sweep::{Sweep, Tally};
+use crate::tracking::{SharedMemory as _, Step};
 
 impl KernelDataPlane {
     /// Sweeps, and settles what is due. Blocks for the grace periods that this takes.
@@ -50,6 +52,23 @@ impl KernelDataPlane {
                 Step::Done => return Ok(tally),
             }
         }
+    }
+
+    /// Entries that the flow table has.
+    pub fn flow_entries(&self) -> u64 {
+        self.shared().entries().into()
+    }
+
+    /// Slots of the range from `first` that send unknown flows to a backend which gets no new ones of them, by its id.
+    pub fn unlearnt(&self, first: u32, size: u32) -> HashMap<u32, u64> {
+        let mut unlearnt = HashMap::new();
+        for slot in first..first + size {
+            let word = SlotWord(self.slots.load(slot, 0));
+            if word.mode() == Mode::Learn && word.incumbent() != word.primary() {
+                *unlearnt.entry(word.incumbent()).or_default() += 1;
+            }
+        }
+        unlearnt
     }
 
     /// Slots by mode (steady, learn, residue) of the range from `first`.

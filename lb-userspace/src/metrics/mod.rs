@@ -46,6 +46,13 @@ pub struct BackendSample {
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
+    /// `None` for one that was removed, while its flows linger.
+    pub declared: Option<Declared>,
+}
+
+/// State of a backend that is part of its service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Declared {
     /// Whether probes say that it is up.
     pub up: bool,
     pub weight: u32,
@@ -260,10 +267,11 @@ fn backends(out: &mut DescriptorEncoder, samples: &[BackendSample]) -> fmt::Resu
         "sluice_backend_up",
         "1 while probes say that the backend is up, else 0",
     )?;
-    for sample in samples {
+    let declared = || samples.iter().filter_map(|s| Some((s, s.declared?)));
+    for (sample, state) in declared() {
         family
             .encode_family(&labels(sample))?
-            .encode_gauge(&u32::from(sample.up))?;
+            .encode_gauge(&u32::from(state.up))?;
     }
 
     let mut family = gauge(
@@ -271,10 +279,10 @@ fn backends(out: &mut DescriptorEncoder, samples: &[BackendSample]) -> fmt::Resu
         "sluice_backend_weight",
         "Share of new flows that the backend is configured for, relative to the others of its service",
     )?;
-    for sample in samples {
+    for (sample, state) in declared() {
         family
             .encode_family(&labels(sample))?
-            .encode_gauge(&sample.weight)?;
+            .encode_gauge(&state.weight)?;
     }
     Ok(())
 }

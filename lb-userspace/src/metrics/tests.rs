@@ -31,8 +31,10 @@ fn snapshot() -> Snapshot {
                 packets: 1_000,
                 bytes: 64_000,
                 flows: 10,
-                up: true,
-                weight: 3,
+                declared: Some(Declared {
+                    up: true,
+                    weight: 3,
+                }),
             },
             BackendSample {
                 service: "we\"ird".to_owned(),
@@ -40,8 +42,10 @@ fn snapshot() -> Snapshot {
                 packets: u64::MAX,
                 bytes: 0,
                 flows: 0,
-                up: false,
-                weight: 0,
+                declared: Some(Declared {
+                    up: false,
+                    weight: 0,
+                }),
             },
         ],
         reasons: vec![ReasonSample {

@@ -4,6 +4,7 @@
 //! (`plan`).
 
 mod document;
+pub mod drain;
 mod eligible;
 mod fit;
 mod merge;
@@ -286,15 +287,20 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
-            // One entry would stand for all of a client's connections: the end of one must not move the others.
-            tracking: match spec.affinity {
-                Affinity::FiveTuple => spec.tracking,
-                Affinity::ClientIp => Tracking::Off,
-            },
+            tracking: tracking(spec),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
             backends: present.collect(),
         }
+    }
+}
+
+/// Which flows of the service are remembered.
+pub const fn tracking(spec: &ServiceSpec) -> Tracking {
+    match spec.affinity {
+        Affinity::FiveTuple => spec.tracking,
+        // One entry would stand for all of a client's connections: the end of one must not move the others.
+        Affinity::ClientIp => Tracking::Off,
     }
 }
 

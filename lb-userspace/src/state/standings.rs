@@ -97,6 +97,11 @@ impl State {
             .is_some_and(|standing| standing.status() == Status::Gone)
     }
 
+    /// When a backend will be GONE by itself, nanoseconds of the packets' clock.
+    pub fn gone_at(&self, key: ServiceKey, address: IpAddr) -> Option<u64> {
+        self.standings.get(&(key, address))?.gone_at()
+    }
+
     /// Backends that are no longer part of their service, while their flows linger.
     pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
         let declared: HashSet<(ServiceKey, IpAddr)> = self

@@ -85,6 +85,7 @@ impl Packet {
                 incumbent_failed: false,
                 incumbent_down: false,
                 inactive: false,
+                unpinned: false,
             },
             log,
         }

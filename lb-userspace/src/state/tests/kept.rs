@@ -107,6 +107,7 @@ fn take(state: &mut State, step: &Step, at: u64) {
                     reason,
                     by,
                     at,
+                    until: None,
                 };
                 overlay.set_admin(&existing(services, s, b)?, address(b), record);
             }
