@@ -448,6 +448,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         key,
         affinity: Affinity::FiveTuple,
         tracking: lb_userspace::model::Tracking::Adaptive,
+        flow_idle: 1_734,
         table_size: size,
         on_empty: OnEmpty::Keep,
         backends: (1..=backends).map(backend).collect(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -131,6 +131,14 @@ pub struct ServiceDetail {
     #[serde(flatten)]
     pub summary: ServiceSummary,
     pub affinity: Affinity,
+    /// Which flows are remembered; `off` for affinity `client-ip`, whatever the file says.
+    pub tracking: Tracking,
+    /// Seconds that a remembered flow may be silent.
+    pub flow_idle_seconds: f64,
+    /// Seconds that a backend whose probes fail keeps its flows.
+    pub grace_seconds: f64,
+    /// Seconds after which a backend that is down or disabled is forgotten.
+    pub hold_down_seconds: f64,
     pub on_empty: OnEmpty,
     /// One line, for example `http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3`.
     pub health: String,

@@ -224,12 +224,16 @@ fn tone_of_health(health: Health) -> Tone {
     }
 }
 
-/// Why it is not eligible; else what is wrong although it is.
-fn note(backend: &BackendDetail) -> &str {
+/// Why it is not eligible, or when it drains no more; else what is wrong although it is.
+fn note(backend: &BackendDetail) -> String {
     let unwell = backend.health != Health::Up;
-    backend
+    let why = backend
         .not_eligible
         .as_deref()
         .or(backend.health_reason.as_deref().filter(|_| unwell))
-        .unwrap_or_default()
+        .unwrap_or_default();
+    match &backend.drain {
+        Some(drain) => format!("{why}; {}", drain::ends(drain)),
+        None => why.to_owned(),
+    }
 }

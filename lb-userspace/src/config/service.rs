@@ -1,16 +1,24 @@
 //! One `[[service]]`: VIP, forwarding, table and backends. Its health is in `health`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::error::Problems;
 use super::health;
 use super::raw::{Node, Value};
 use super::read::{BACKEND, Field, SERVICE, Section};
 use crate::model::{
-    Affinity, BackendSpec, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec, TableSize, Tracking,
+    Affinity, BackendSpec, FlowTimes, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec,
+    TableSize, Tracking,
 };
 
 const MAX_NAME: usize = 63;
+/// The age of a flow entry turns around after 4 h 52 min; whoever was silent for too long must have been cleared by then, by a sweep
+/// that may be late.
+const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(8)..=Duration::from_secs(16_200);
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 const VIP_EXAMPLE: &str =
     "an address and a port, like \"203.0.113.10:80\" or \"[2001:db8::1]:443\"";
 
@@ -80,10 +88,22 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
     let tracking = section
         .field("tracking")
         .and_then(|field| {
-            let known = [("adaptive", Tracking::Adaptive), ("off", Tracking::Off)];
-            field.choice(&known, &["always"], problems)
+            let known = [
+                ("adaptive", Tracking::Adaptive),
+                ("always", Tracking::Always),
+                ("off", Tracking::Off),
+            ];
+            let tracking = field.choice(&known, &[], problems)?;
+            if tracking == Tracking::Always && affinity == Affinity::ClientIp {
+                field.wrong(
+                    problems,
+                    "flows of a service with affinity = \"client-ip\" are not remembered; write affinity = \"5-tuple\", or remove this key",
+                );
+            }
+            Some(tracking)
         })
         .unwrap_or_default();
+    let times = times(&section, protocol, problems);
     let on_empty = section
         .field("on_empty")
         .and_then(|field| {
@@ -117,6 +137,7 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
             forward,
             affinity,
             tracking,
+            times,
             table_size,
             on_empty,
             health,
@@ -225,6 +246,20 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+fn times(section: &Section, protocol: Option<Protocol>, problems: &mut Problems) -> FlowTimes {
+    let mut times = FlowTimes::usual(protocol.unwrap_or(Protocol::Tcp));
+    for (key, range, time) in [
+        ("flow_idle", FLOW_IDLE, &mut times.flow_idle),
+        ("grace", GRACE, &mut times.grace),
+        ("hold_down", HOLD_DOWN, &mut times.hold_down),
+    ] {
+        if let Some(field) = section.field(key) {
+            *time = field.duration(range, problems).unwrap_or(*time);
+        }
+    }
+    times
 }
 
 fn table_size(section: &Section, backends: usize, problems: &mut Problems) -> TableSize {

@@ -5,17 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::owner::Owner;
-use crate::model::Protocol;
-use crate::tracking::SECOND;
+use crate::plan::{self, InstalledService};
 use crate::tracking::settle::Scope;
 
 /// Between two walks over the flow table.
 pub const SWEEP: Duration = Duration::from_secs(4);
-
-/// How long a flow may be silent, nanoseconds: the window that a slot learns for.
-const fn window(protocol: Protocol) -> u64 {
-    crate::plan::flow_idle_seconds(protocol) * SECOND
-}
 
 impl Owner {
     /// Walks over the flow table, if some slot is not at rest and it is time.
@@ -25,15 +19,12 @@ impl Owner {
             return Ok(());
         }
         self.next_sweep = now + SWEEP;
-        let scope = |(key, service): (
-            &crate::model::ServiceKey,
-            &std::sync::Arc<crate::plan::InstalledService>,
-        )| Scope {
+        let scope = |service: &std::sync::Arc<InstalledService>| Scope {
             slots: service.first_slot..service.first_slot + service.size,
             tracking: service.tracking,
-            window: window(key.protocol),
+            window: plan::window(service.flow_idle),
         };
-        let scopes: Vec<_> = self.installed.services.iter().map(scope).collect();
+        let scopes: Vec<_> = self.installed.services.values().map(scope).collect();
         // Grace periods block this thread for some milliseconds.
         self.tally = tokio::task::block_in_place(|| self.plane.maintain(&scopes))?;
         self.sweeps += 1;

@@ -240,7 +240,7 @@ impl Owner {
         if change.admin == Admin::Draining
             && let Some(about) = self.about_drain(service, address)
         {
-            answer.message = format!("{}\n{about}", answer.message);
+            answer.message = format!("{}: {about}", answer.message);
         }
         Ok(answer)
     }

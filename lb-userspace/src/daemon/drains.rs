@@ -12,7 +12,7 @@ use super::owner::{Owner, RETRY};
 use crate::api::dto::DrainStatus;
 use crate::model::{Admin, Protocol, Tracking};
 use crate::state::drain::{Conditions, End, Flows};
-use crate::state::{AdminRecord, BackendRef, Effective, EffectiveBackend, tracking};
+use crate::state::{AdminRecord, BackendRef, Effective, EffectiveBackend};
 
 /// Who ends a drain, as `sluice diff` shows it.
 const BY: &str = "sluice";
@@ -155,7 +155,7 @@ impl Owner {
                 ..Flows::default()
             };
         };
-        let nothing_kept = tracking(&service.spec) == Tracking::Off;
+        let nothing_kept = service.spec.tracks() == Tracking::Off;
         let id = installed.backends.get(&address).map_or(0, |b| b.id);
         let unlearnt = self.unlearnt(installed);
         Flows {
@@ -197,7 +197,7 @@ impl Owner {
                     .to_owned(),
             );
         }
-        if tracking(&service.spec) == Tracking::Off {
+        if service.spec.tracks() == Tracking::Off {
             let then = if until_empty {
                 ", so the drain ends at once"
             } else {
@@ -207,11 +207,13 @@ impl Owner {
                 "no flow of this service is remembered (tracking is off): those that were open went elsewhere at once{then}"
             ));
         }
+        let more = if flows.is_complete() {
+            ""
+        } else {
+            " (those that have not spoken since are not counted yet)"
+        };
         let mut text =
-            format!("{flows} left: `sluice backend list {name}` shows how many still are");
-        if !flows.is_complete() {
-            text.push_str("; those that have not spoken since are not counted yet");
-        }
+            format!("{flows} left{more}; `sluice backend list {name}` shows how many still are");
         if service.spec.key.protocol == Protocol::Udp {
             text.push_str("; it gets new UDP flows for some minutes more, for they cannot be told from old ones");
         }

@@ -290,7 +290,7 @@ impl Owner {
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
-                if matches!(operation, Operation::ChangeSlots { .. }) && !self.restless {
+                if operation.unsettles() && !self.restless {
                     self.restless = true;
                     self.next_sweep = Instant::now() + super::chores::SWEEP;
                 }

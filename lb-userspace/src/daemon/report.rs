@@ -147,6 +147,10 @@ impl Owner {
         Some(ServiceDetail {
             summary: self.summary(service),
             affinity: service.spec.affinity,
+            tracking: service.spec.tracks(),
+            flow_idle_seconds: service.spec.times.flow_idle.as_secs_f64(),
+            grace_seconds: service.spec.times.grace.as_secs_f64(),
+            hold_down_seconds: service.spec.times.hold_down.as_secs_f64(),
             on_empty: service.spec.on_empty,
             health: describe(&service.spec.health, service.spec.key.port),
             table_digest: self

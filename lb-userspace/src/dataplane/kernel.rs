@@ -14,7 +14,7 @@ use lb_common::event::{EVENTS, Event};
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Head, Status, TableWord};
 
 use super::mapped::Mapped;
@@ -327,6 +327,10 @@ impl DataPlane for KernelDataPlane {
                         "slot {index} is out of range"
                     );
                     self.slots.store(*index, 0, word.0);
+                    if word.mode() == Mode::Learn {
+                        let now = self.clock();
+                        self.book.begins(*index, now);
+                    }
                 }
                 Ok(())
             }

@@ -8,7 +8,7 @@ use lb_common::event::Event;
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{FlowBucket, Head, Status, TableWord};
 
 use super::{DataPlane, Operation};
@@ -26,6 +26,11 @@ impl MemoryDataPlane {
     pub fn new(tables: MemoryTables) -> Self {
         let book = Book::new(tables.slots.len() as u32);
         Self { tables, book }
+    }
+
+    /// Since when a slot learns, nanoseconds.
+    pub fn learns_since(&self, slot: u32) -> u64 {
+        self.book.t0(slot)
     }
 
     fn record(&mut self, id: u32) -> Result<&mut Backend> {
@@ -168,6 +173,9 @@ impl DataPlane for MemoryDataPlane {
                         .slots
                         .get_mut(*index as usize)
                         .with_context(|| format!("slot {index} is out of range"))? = *word;
+                    if word.mode() == Mode::Learn {
+                        self.book.begins(*index, self.tables.clock.get());
+                    }
                 }
             }
             Operation::SetServices { entries } => ensure!(

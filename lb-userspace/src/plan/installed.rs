@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
@@ -13,7 +14,7 @@ use lb_common::track::{Status, TableWord};
 
 use super::PlanError;
 use crate::maglev::{self, Member};
-use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
+use crate::model::{Affinity, Capacity, ServiceKey};
 use crate::tracking::Tracking;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct InstalledService {
     pub number: u32,
     pub affinity: Affinity,
     pub tracking: Tracking,
+    /// How long its flows may be silent, in units of [`Age`].
+    pub flow_idle: u16,
     pub first_slot: u32,
     /// Number of slots; 0 only before the first table.
     pub size: u32,
@@ -47,6 +50,7 @@ impl InstalledService {
             number,
             affinity: Affinity::default(),
             tracking: Tracking::default(),
+            flow_idle: 0,
             first_slot: 0,
             size: 0,
             backends: BTreeMap::new(),
@@ -57,8 +61,8 @@ impl InstalledService {
     }
 
     /// Where its table is, as the data path reads it.
-    pub(super) fn table_word(&self, protocol: Protocol) -> TableWord {
-        TableWord::new(self.first_slot, self.size, flow_idle(protocol))
+    pub(super) fn table_word(&self) -> TableWord {
+        TableWord::new(self.first_slot, self.size, self.flow_idle)
     }
 
     /// Gives the service another table.
@@ -106,17 +110,16 @@ pub(super) struct StrayRange {
     pub first_slot: u32,
 }
 
-/// How long a flow may be silent before it is forgotten: 2 h 4 min for TCP (RFC 5382 REQ-5), 300 s for UDP (RFC 4787 REQ-5 recommends
-/// five minutes).
-pub const fn flow_idle_seconds(protocol: Protocol) -> u64 {
-    match protocol {
-        Protocol::Tcp => 7_440,
-        Protocol::Udp => 300,
-    }
+/// A time of silence as the data path measures it, in units of [`Age`]: surely not less.
+pub const fn idle_units(flow_idle: Duration) -> u16 {
+    let begun = (flow_idle.subsec_nanos() > 0) as u64;
+    Age::units(flow_idle.as_secs() + begun)
 }
 
-const fn flow_idle(protocol: Protocol) -> u16 {
-    Age::units(flow_idle_seconds(protocol))
+/// How long a slot learns before it may settle, nanoseconds: the time of silence that `flow_idle` units were made from, or up to one
+/// unit more.
+pub const fn window(flow_idle: u16) -> u64 {
+    (flow_idle.saturating_sub(1) as u64) << 32
 }
 
 /// The planner's mirror of the data plane. Cheap to clone: services are shared.
@@ -163,6 +166,8 @@ impl Installed {
                 continue;
             };
             let ours = Arc::make_mut(ours);
+            // Entries may have been cleared by the shorter time already.
+            ours.flow_idle = ours.flow_idle.min(theirs.flow_idle);
             if theirs.first_slot != ours.first_slot {
                 self.stray.insert(StrayRange {
                     key: *key,
@@ -281,7 +286,7 @@ impl Installed {
                 client_affinity: service.affinity == Affinity::ClientIp,
                 first_slot: service.first_slot,
                 slots: service.size,
-                flow_idle: flow_idle(key.protocol),
+                flow_idle: service.flow_idle,
             };
             entries.push(ServiceEntry::service(&tuple, data));
         }

@@ -17,9 +17,9 @@ use lb_common::track::Status;
 
 use crate::maglev::{self, Member, Moves};
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
-use crate::tracking::Tracking;
+use crate::tracking::{Tracking, change::fresh};
 
-pub use installed::{Installed, InstalledBackend, InstalledService, flow_idle_seconds};
+pub use installed::{Installed, InstalledBackend, InstalledService, idle_units, window};
 
 /// A service as the data plane should hold it.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct DesiredService {
     pub key: ServiceKey,
     pub affinity: Affinity,
     pub tracking: Tracking,
+    /// How long flows may be silent: [`idle_units`].
+    pub flow_idle: u16,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub backends: Vec<DesiredBackend>,
@@ -166,7 +168,13 @@ impl Planner<'_> {
             service.size = size;
         }
         service.tracking = desired.tracking;
-        let turns = self.backends(desired, &mut service, fresh_range)?;
+        let idle = old.as_deref().map_or(0, |old| old.flow_idle);
+        service.flow_idle = desired.flow_idle;
+        let mut turns = self.backends(desired, &mut service, fresh_range, idle)?;
+        if old.is_some() && idle < service.flow_idle {
+            // Flows that were silent for the shorter time may have been forgotten since their slots began to learn.
+            turns.came_back = service.backends.values().map(|b| b.id).collect();
+        }
         let mut members = members(desired, old.as_deref());
         members.retain(|member| service.backends.contains_key(&member.identity));
         if fresh_range || members != service.members {
@@ -190,9 +198,11 @@ impl Planner<'_> {
         desired: &DesiredService,
         service: &mut InstalledService,
         fresh_range: bool,
+        idle: u16,
     ) -> Result<Turns, PlanError> {
         let mut turns = Turns::default();
-        let table = service.table_word(desired.key.protocol);
+        let table = service.table_word();
+        let retimed = idle != service.flow_idle;
         let gone: Vec<_> = service
             .backends
             .keys()
@@ -235,7 +245,7 @@ impl Planner<'_> {
             } else {
                 installed.route
             };
-            if new || changed || fresh_range || self.full {
+            if new || changed || fresh_range || retimed || self.full {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
                     service: service.number,
@@ -274,7 +284,10 @@ impl Planner<'_> {
         turns: Turns,
     ) {
         let Some(old) = old.filter(|_| !fresh_range) else {
-            let word = |i| (new.first_slot + i, SlotWord::steady(new.backend_of_slot(i)));
+            let word = |i| {
+                let primary = new.backend_of_slot(i);
+                (new.first_slot + i, fresh(primary, new.tracking))
+            };
             self.slots.extend((0..new.size).map(word));
             return;
         };
@@ -364,7 +377,8 @@ impl Planner<'_> {
 struct Turns {
     /// One of them is gone.
     gone: bool,
-    /// They were DOWN, and carry again.
+    /// Their flows are to be learnt anew where they are the incumbent: they were DOWN and carry again, or flows may now be silent for
+    /// longer.
     came_back: Vec<u32>,
 }
 

@@ -3,6 +3,7 @@
 
 mod histories;
 mod on_empty;
+mod settings;
 mod world;
 
 use lb_common::reason::Reason;

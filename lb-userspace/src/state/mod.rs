@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::health::ProbeTarget;
-use crate::model::{Affinity, Config, Health, NodeSpec, ServiceKey, ServiceSpec, Tracking};
+use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
@@ -287,20 +287,12 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
-            tracking: tracking(spec),
+            tracking: spec.tracks(),
+            flow_idle: crate::plan::idle_units(spec.times.flow_idle),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
             backends: present.collect(),
         }
-    }
-}
-
-/// Which flows of the service are remembered.
-pub const fn tracking(spec: &ServiceSpec) -> Tracking {
-    match spec.affinity {
-        Affinity::FiveTuple => spec.tracking,
-        // One entry would stand for all of a client's connections: the end of one must not move the others.
-        Affinity::ClientIp => Tracking::Off,
     }
 }
 

@@ -21,7 +21,8 @@ impl State {
             let ignored = self.health_is_ignored(service);
             for backend in &service.backends {
                 let wish = self.wish(service, backend, ignored);
-                wishes.insert((service.spec.key, backend.address), wish);
+                let timers = Timers::of(&service.spec.times);
+                wishes.insert((service.spec.key, backend.address), (wish, timers));
             }
         }
         // Who is not wished for any more lingers, as long as the service is there.
@@ -33,12 +34,12 @@ impl State {
                     standing.status() != Status::Gone
                 })
         });
-        for (at, wish) in wishes {
-            let timers = Timers::of(at.0.protocol);
+        for (at, (wish, timers)) in wishes {
             let standing = self
                 .standings
                 .entry(at)
                 .or_insert_with(|| Standing::new(timers, wish, now));
+            standing.retime(timers);
             standing.update(wish, now);
             // GONE is final: one that is wanted again begins anew, under another id.
             if standing.status() == Status::Gone && usable(wish) {

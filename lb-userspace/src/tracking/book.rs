@@ -65,7 +65,7 @@ impl Book {
 
     /// The slot's learning begins (again). `now` is read after the word was stored: a daemon that is stopped between the two must
     /// not believe that it learnt meanwhile.
-    pub(super) fn begins(&mut self, slot: u32, now: u64) {
+    pub(crate) fn begins(&mut self, slot: u32, now: u64) {
         self.t0[slot as usize] = now;
     }
 

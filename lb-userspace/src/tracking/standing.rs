@@ -7,10 +7,12 @@
 //!    SUSPECT ──grace──▶ DOWN ──hold-down──▶ GONE ◀───────── removed
 //! ```
 
+use std::time::Duration;
+
 use lb_common::track::Status;
 
 use super::SECOND;
-use crate::model::{Admin, Health, Protocol};
+use crate::model::{Admin, FlowTimes, Health};
 
 /// How long a backend stays in the statuses that end by themselves, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +26,12 @@ pub struct Timers {
 }
 
 impl Timers {
-    pub const fn of(protocol: Protocol) -> Self {
+    pub fn of(times: &FlowTimes) -> Self {
+        // Bounded by the configuration to far less than 2⁶⁴ ns.
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         Self {
-            grace: match protocol {
-                Protocol::Tcp => 30 * SECOND,
-                Protocol::Udp => 0,
-            },
-            hold_down: 600 * SECOND,
+            grace: nanoseconds(times.grace),
+            hold_down: nanoseconds(times.hold_down),
             linger: 60 * SECOND,
         }
     }
@@ -92,6 +93,11 @@ impl Standing {
 
     pub const fn status(&self) -> Status {
         self.status
+    }
+
+    /// Other timers from now on: what has run since its beginning counts.
+    pub const fn retime(&mut self, timers: Timers) {
+        self.timers = timers;
     }
 
     /// New wishes, or a timer that ran out. Tells how the status changed, if it did.
@@ -254,6 +260,27 @@ mod tests {
         assert_eq!(backend.status(), Status::Suspect);
         backend.update(removed, 60);
         assert_eq!(backend.status(), Status::Gone);
+    }
+
+    #[test]
+    fn other_timers_hold_for_what_runs_already() {
+        let mut backend = Standing::new(TIMERS, FAILS, 100);
+        backend.retime(Timers {
+            grace: 90,
+            ..TIMERS
+        });
+        assert_eq!(backend.update(FAILS, 130), None);
+        assert_eq!(backend.next(), Some(190));
+        backend.retime(Timers {
+            grace: 20,
+            hold_down: 5,
+            ..TIMERS
+        });
+        backend.update(FAILS, 140);
+        assert_eq!(
+            (backend.status(), backend.next()),
+            (Status::Down, Some(145))
+        );
     }
 
     #[test]

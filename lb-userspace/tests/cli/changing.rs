@@ -85,6 +85,14 @@ fn changing_verbs_send_what_was_typed() {
                 "l2",
                 "--affinity",
                 "client-ip",
+                "--tracking",
+                "off",
+                "--flow-idle",
+                "1h 30m",
+                "--grace",
+                "0s",
+                "--hold-down",
+                "90s",
                 "--table-size",
                 "4093",
                 "--on-empty",
@@ -110,9 +118,9 @@ fn changing_verbs_send_what_was_typed() {
             ],
             concat!(
                 r#"adds service {"affinity":"client-ip","backend":[{"address":"2001:db8::11","weight":3},"#,
-                r#"{"address":"2001:db8::12"}],"forward":"l2","health":{"fall":2,"interval":"500ms","#,
-                r#""kind":"http","path":"/up","port":8080,"rise":1,"timeout":"250ms"},"name":"new6","#,
-                r#""on_empty":"drop","protocol":"udp","table_size":4093,"vip":"[2001:db8::1]:*"}"#
+                r#"{"address":"2001:db8::12"}],"flow_idle":"1h 30m","forward":"l2","grace":"0s","health":{"fall":2,"interval":"500ms","#,
+                r#""kind":"http","path":"/up","port":8080,"rise":1,"timeout":"250ms"},"hold_down":"90s","name":"new6","#,
+                r#""on_empty":"drop","protocol":"udp","table_size":4093,"tracking":"off","vip":"[2001:db8::1]:*"}"#
             ),
         ),
         (

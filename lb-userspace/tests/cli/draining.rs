@@ -60,6 +60,8 @@ fn whoever_does_not_wait_is_told_that_it_goes_on() {
         line.clear();
         assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "it ended");
     }
+    let list = done(&served.socket, &["backend", "list", "web"]);
+    assert!(list.contains("ends in 1h"), "{list}");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let mut stderr = String::new();
     let mut pipe = child.stderr.take().unwrap();

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use lb_userspace::api::dto::*;
 use lb_userspace::api::server;
-use lb_userspace::model::{Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use lb_userspace::model::{Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 use tokio::sync::{mpsc, oneshot};
 
 /// A served socket; ends with the value.
@@ -289,6 +289,10 @@ impl Owner {
         Ok(ServiceDetail {
             summary: summary.clone(),
             affinity: Affinity::FiveTuple,
+            tracking: Tracking::Adaptive,
+            flow_idle_seconds: 7_440.0,
+            grace_seconds: 30.0,
+            hold_down_seconds: 600.0,
             on_empty: OnEmpty::Keep,
             health: "http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3".to_owned(),
             table_digest: Some("9f86d081884c7d65".to_owned()),

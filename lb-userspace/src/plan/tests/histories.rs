@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::world::{CAPACITY, World, address, keys, route};
+use super::world::{CAPACITY, FLOW_IDLE, World, address, keys, route};
 use crate::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize};
 use crate::plan::{DesiredBackend, DesiredService, Installed, PlanError};
 
@@ -113,6 +113,7 @@ fn edit_into(wanted: &mut Wanted, edit: &Edit) {
                 key,
                 affinity: settings.affinity,
                 tracking: crate::tracking::Tracking::Adaptive,
+                flow_idle: FLOW_IDLE,
                 table_size: settings.size,
                 on_empty: settings.on_empty,
                 backends: unique.iter().map(|(n, b)| make(key, *n, *b)).collect(),

@@ -85,12 +85,16 @@ pub fn service(key: ServiceKey, backends: &[u8]) -> DesiredService {
     DesiredService {
         key,
         tracking: crate::tracking::Tracking::Adaptive,
+        flow_idle: FLOW_IDLE,
         affinity: Affinity::FiveTuple,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
         backends: backends.iter().map(|n| backend(key, *n)).collect(),
     }
 }
+
+/// 7,440 s.
+pub const FLOW_IDLE: u16 = 1_734;
 
 pub const CAPACITY: Capacity = Capacity {
     services: 8,
