@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::{Node, Route, ServiceEntry};
 use lb_common::address::Address;
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace, objects};
@@ -120,6 +121,72 @@ fn operations_take_effect_and_are_counted() {
     assert_eq!(program.run(&syn, &mut out).0, XDP_DROP);
     apply(&mut plane, &[Operation::SetServices { entries: vec![] }]);
     assert_eq!(program.run(&syn, &mut out).0, XDP_PASS);
+}
+
+/// A flow table of one bucket, and a service whose slots all learn: backend 2 takes over from backend 1.
+fn learning(plane: &mut KernelDataPlane) {
+    let table = TableWord::new(0, 7, 70);
+    let backend = |id, status, byte| Operation::WriteBackend {
+        id,
+        service: 1,
+        status,
+        route: route(byte),
+        table,
+    };
+    let operations = [
+        backend(1, Status::Draining, 0xaa),
+        backend(2, Status::Active, 0xbb),
+        Operation::WriteSlots {
+            slots: (0..7)
+                .map(|i| (i, SlotWord::new(Mode::Learn, 2, 1, false)))
+                .collect(),
+        },
+        Operation::SetServices {
+            entries: entries(&[(key(1), 1, 0)]),
+        },
+    ];
+    apply(plane, &operations);
+}
+
+fn what_tracking_cannot_do_is_counted() {
+    let mut out = [0; 256];
+    let syn = |client| packet(&key(1), client);
+    let ack = |client| {
+        let mut packet = packet(&key(1), client);
+        packet[47] = 0x10;
+        packet
+    };
+    let mut sent = |program: &Program, packet: &[u8]| {
+        let (action, bytes) = program.run(packet, &mut out);
+        assert_eq!(action, XDP_TX);
+        mark(bytes)
+    };
+
+    let mut plane = load(&SMALL);
+    learning(&mut plane);
+    let program = Program::of(&mut plane);
+    for client in 1..=8 {
+        assert_eq!(sent(&program, &syn(client)), Ok(0xbb), "pinned to P");
+    }
+    let counted = |plane: &KernelDataPlane| {
+        Event::ALL
+            .iter()
+            .map(|e| plane.event_counter(*e))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counted(&plane), [0, 0]);
+    assert_eq!(sent(&program, &syn(9)), Ok(0xaa), "no room: to I");
+    assert_eq!(counted(&plane), [1, 0]);
+    assert_eq!(sent(&program, &ack(10)), Ok(0xaa));
+    assert_eq!(counted(&plane), [1, 1], "no room to learn it");
+
+    let mut plane = load(&SMALL);
+    learning(&mut plane);
+    let program = Program::of(&mut plane);
+    for client in 1..=9 {
+        assert_eq!(sent(&program, &ack(client)), Ok(0xaa));
+    }
+    assert_eq!(counted(&plane), [0, 1], "one was given up for another");
 }
 
 fn what_is_out_of_range_is_refused() {
@@ -456,6 +523,10 @@ fn main() {
         test(
             "operations_take_effect_and_are_counted",
             operations_take_effect_and_are_counted,
+        ),
+        test(
+            "what_tracking_cannot_do_is_counted",
+            what_tracking_cannot_do_is_counted,
         ),
         test(
             "what_is_out_of_range_is_refused",

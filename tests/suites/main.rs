@@ -6,6 +6,7 @@ mod config_errors;
 mod connections;
 mod control;
 mod counters;
+mod drain;
 mod edges;
 mod failover;
 mod forward;
@@ -99,6 +100,7 @@ fn main() -> Result<()> {
     failover::add(&mut suites);
     edges::add(&mut suites);
     counters::add(&mut suites);
+    drain::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
     connections::add(&mut suites);

@@ -2,6 +2,7 @@
 //!
 //! Owns: request and response shapes. Does not own: who answers (`daemon`) or how they look on a terminal (`cli`).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub struct Status {
     pub not_ready: Vec<String>,
     pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceSummary>,
+    pub tracking: TrackingStatus,
     /// Packets by verdict and reason since this daemon's start; rows that are zero are left out.
     pub packets: Vec<ReasonCount>,
     pub capacity: Vec<CapacityUse>,
@@ -61,6 +63,47 @@ pub struct CapacityUse {
     pub limit: u64,
 }
 
+/// How connections survive change just now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrackingStatus {
+    /// Slots of all services.
+    pub slots: SlotModes,
+    /// Remembered flows, as of the last sweep (every 4 s while there are any).
+    pub entries: FlowEntries,
+    /// Entries that the flow table has.
+    pub capacity: u64,
+    /// Openers that could not be pinned, since this daemon's start.
+    pub pins_failed: u64,
+    /// Flows that could not be learnt, or were given up for others, since this daemon's start.
+    pub learning_lost: u64,
+}
+
+/// Slots of lookup tables by mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotModes {
+    /// At rest: nothing is remembered.
+    pub steady: u64,
+    /// Flows are being remembered.
+    pub learn: u64,
+    /// Those that were remembered go on being followed.
+    pub residue: u64,
+}
+
+/// Entries of the flow table by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowEntries {
+    pub syn: u64,
+    pub learnt: u64,
+    pub established: u64,
+    pub closed: u64,
+}
+
+impl FlowEntries {
+    pub const fn sum(&self) -> u64 {
+        self.syn + self.learnt + self.established + self.closed
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceSummary {
     pub name: String,
@@ -74,6 +117,7 @@ pub struct ServiceSummary {
     /// Backends that may get new flows now.
     pub eligible: u32,
     pub table_size: u32,
+    pub slot_modes: SlotModes,
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
@@ -115,12 +159,16 @@ pub struct BackendDetail {
     /// The id in the data plane; unique per (service, backend).
     pub id: u32,
     pub weight: u32,
-    pub admin: Admin,
+    pub admin: BackendAdmin,
     /// Reason given with the last drain, disable or activate.
     pub admin_reason: Option<String>,
     /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).
     pub admin_by: Option<String>,
     pub admin_at: Option<u64>,
+    /// Of a drain that ends by itself: when.
+    pub drain: Option<DrainStatus>,
+    /// Of a removed one: after how many seconds its flows are forgotten.
+    pub forgotten_in_seconds: Option<u64>,
     pub health: Health,
     /// What the last probe said, for example `connection refused`, `HTTP 503`.
     pub health_reason: Option<String>,
@@ -134,11 +182,67 @@ pub struct BackendDetail {
     pub next_hop: Option<String>,
     /// Slots of the lookup table that name it.
     pub slots: u32,
+    /// Flows of it that are remembered, as of the last sweep; ended ones not counted. Flows of slots at rest are not remembered.
+    pub flows_remembered: u64,
+    /// Slots that send new or unknown flows to it. Once a backend that drains has none, `flows_remembered` are all it has left;
+    /// until then it has at least so many.
+    pub slots_unlearnt: u64,
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
     /// `file` or `runtime`.
     pub origin: String,
+}
+
+/// What the operator wants of one backend, those included that he removed and whose flows linger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendAdmin {
+    Active,
+    /// Gets no new flows.
+    Draining,
+    /// Gets no packets.
+    Disabled,
+    /// Gets no new flows, and is forgotten soon.
+    Removed,
+}
+
+impl From<Admin> for BackendAdmin {
+    fn from(admin: Admin) -> Self {
+        match admin {
+            Admin::Active => Self::Active,
+            Admin::Draining => Self::Draining,
+            Admin::Disabled => Self::Disabled,
+        }
+    }
+}
+
+impl PartialEq<Admin> for BackendAdmin {
+    fn eq(&self, admin: &Admin) -> bool {
+        *self == Self::from(*admin)
+    }
+}
+
+impl fmt::Display for BackendAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Disabled => "disabled",
+            Self::Removed => "removed",
+        })
+    }
+}
+
+/// When a drain ends by itself: the backend is disabled then. Whichever comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainStatus {
+    /// When no flow is left.
+    pub until_empty: bool,
+    /// This long after it was asked for …
+    pub timeout_seconds: Option<u64>,
+    /// … that is in so many seconds.
+    pub ends_in_seconds: Option<u64>,
 }
 
 /// `POST /v1/services`. The same keys and values as a `[[service]]` of sluice.toml.
@@ -172,6 +276,21 @@ pub struct AdminChange {
     pub admin: Admin,
     #[serde(default)]
     pub reason: Option<String>,
+    /// With `draining`: when the drain ends by itself. Without it, a drain that is in force goes on as it is.
+    #[serde(default)]
+    pub drain: Option<DrainUntil>,
+}
+
+/// When a drain ends by itself, and the backend is disabled; at least one of the two, whichever comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainUntil {
+    /// When no flow is left.
+    #[serde(default)]
+    pub until_empty: bool,
+    /// This long after now: a second to a year.
+    #[serde(default)]
+    pub timeout_seconds: Option<u64>,
 }
 
 /// `PUT /v1/services/{name}/backends/{address}/weight`
@@ -194,6 +313,16 @@ pub struct Changed {
     pub slots_moved_in_excess: u64,
 }
 
+/// What `sluice backend drain --json` prints after it has waited; no route answers with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Drained {
+    /// Of the request; `message` says how the drain ended.
+    #[serde(flatten)]
+    pub changed: Changed,
+    /// The backend as it was when the drain had ended.
+    pub backend: BackendDetail,
+}
+
 /// `GET /v1/overlay`: in what the state that holds differs from the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OverlayDiff {
@@ -213,7 +342,7 @@ pub struct Difference {
     pub backend: Option<IpAddr>,
     /// What the file says, for example `weight 1`; `None`: nothing.
     pub file: Option<String>,
-    /// What holds, for example `weight 3`, `draining`; `None`: it is gone.
+    /// What holds, for example `weight 3`, `draining`, `draining until empty, for 10m at most`; `None`: it is gone.
     pub now: Option<String>,
     pub reason: Option<String>,
     /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).

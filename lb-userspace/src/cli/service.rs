@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 
 use super::address::{self, Vip};
 use super::output::{Style, Tone, bytes, count, duration, tone_of_eligible};
-use super::{Failure, Json, backend, output, status, wait};
+use super::{Failure, Json, backend, drain, output, status, wait};
 use crate::api::client::Client;
-use crate::api::dto::{ServiceAdd, ServiceDetail};
+use crate::api::dto::{BackendAdmin, ServiceAdd, ServiceDetail};
 use crate::api::server::BODY_LIMIT;
 use crate::model::{Affinity, Tracking};
 
@@ -289,7 +289,11 @@ fn render(service: &ServiceDetail, style: Style) -> String {
         ("tracking", tracking(service)),
         (
             "lookup table",
-            format!("{} slots, {digest}", count(u64::from(summary.table_size))),
+            format!(
+                "{} slots ({}), {digest}",
+                count(u64::from(summary.table_size)),
+                status::modes(&summary.slot_modes)
+            ),
         ),
         (
             "traffic",
@@ -365,6 +369,19 @@ fn backend_notes(backend: &crate::api::dto::BackendDetail) -> String {
             .admin_at
             .map_or(String::new(), |at| format!(" at {}", output::moment(at)));
         notes.push(format!("made {} by {by}{when}{reason}", backend.admin));
+    }
+    if let Some(drain) = &backend.drain {
+        notes.push(drain::ends(drain));
+    }
+    if !matches!(backend.admin, BackendAdmin::Active) || backend.flows_remembered > 0 {
+        let flows = count(backend.flows_remembered);
+        notes.push(match backend.slots_unlearnt {
+            0 => format!("{flows} flows remembered: all it has"),
+            slots => format!(
+                "{flows} flows remembered, and those of {} slots that have not spoken since",
+                count(slots)
+            ),
+        });
     }
     if let (Some(reason), Some(since)) = (&backend.health_reason, backend.health_since_seconds) {
         let since = duration(since);

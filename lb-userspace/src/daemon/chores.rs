@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lb_common::flow::FlowState;
 
 use super::owner::Owner;
 use crate::dataplane::Operation;
@@ -27,9 +26,6 @@ const TURN: Duration = Duration::from_millis(2);
 const STRETCH: u32 = 4_096;
 /// Between two turns: long enough that other tasks get this thread.
 pub const PAUSE: Duration = Duration::from_millis(1);
-
-/// Entries of the flow table by state, as the last sweep left them.
-pub type FlowCounts = [(&'static str, u64); 4];
 
 /// A service's number, never another's, and the slots that it has.
 type Holding = (u32, Scope);
@@ -92,6 +88,7 @@ impl Owner {
             let step = round.step(&mut self.plane, STRETCH)?;
             if let Some(swept) = round.round().take_swept() {
                 self.tally = swept.tally;
+                self.sweeps += 1;
                 self.note_rest(&swept.at_rest);
             }
             match step {
@@ -174,16 +171,6 @@ impl Owner {
             return [service.size.into(), 0, 0];
         }
         self.plane.modes(service.first_slot, service.size)
-    }
-
-    pub(super) fn flow_counts(&self) -> FlowCounts {
-        let of = |state: FlowState| u64::from(self.tally.states[state as usize]);
-        [
-            ("syn", of(FlowState::Syn)),
-            ("learnt", of(FlowState::Learnt)),
-            ("established", of(FlowState::Established)),
-            ("closed", of(FlowState::Closed)),
-        ]
     }
 }
 

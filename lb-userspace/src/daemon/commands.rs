@@ -1,14 +1,15 @@
 //! What the control socket may ask: each command either happens wholly, or not at all.
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::dto::{
     AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange,
 };
 use crate::config;
 use crate::dataplane::Pins;
-use crate::model::BackendSpec;
+use crate::model::{Admin, BackendSpec};
+use crate::state::drain::Conditions;
 use crate::state::{AdminRecord, ChangeError, Effective, Overlay, Stamp};
 
 use super::owner::{Ending, Owner};
@@ -204,32 +205,57 @@ impl Owner {
         address: IpAddr,
         change: AdminChange,
     ) -> Result<Changed, ApiError> {
-        let message = format!("backend {address} of {service:?} is {}", change.admin);
-        let already = self
+        let until = until(&change)?;
+        let old = self
             .state
             .service(service)
             .and_then(|s| s.backend(address))
-            .is_some_and(|b| {
-                b.admin.admin == change.admin
-                    && (change.reason.is_none() || b.admin.reason == change.reason)
-            });
-        if already {
-            return Ok(Changed {
-                message: format!("{message} already"),
-                ..Changed::default()
-            });
-        }
+            .map(|backend| backend.admin.clone())
+            .filter(|old| old.admin == change.admin);
         let Stamp { by, at } = stamp(caller);
-        let record = AdminRecord {
+        let mut record = AdminRecord {
             admin: change.admin,
             reason: change.reason,
             by,
             at,
+            until,
         };
-        self.change(caller, message, |overlay, _, services| {
-            overlay.set_admin(find_backend(services, service, address)?, address, record);
-            Ok(())
-        })
+        let mut already = false;
+        if let Some(old) = old {
+            already = until.is_none()
+                && record
+                    .reason
+                    .as_ref()
+                    .is_none_or(|r| Some(r) == old.reason.as_ref());
+            record.reason = record.reason.or(old.reason);
+            if until.is_none() && old.until.is_some() {
+                // It goes on as it is: its time-out runs from when that was asked for.
+                (record.until, record.at) = (old.until, old.at);
+            }
+        }
+        let message = format!("backend {address} of {service:?} is {}", record.said());
+        let mut answer = if already {
+            Changed {
+                message: format!("{message} already"),
+                ..Changed::default()
+            }
+        } else {
+            let answer = self.change(caller, message, |overlay, _, services| {
+                overlay.set_admin(find_backend(services, service, address)?, address, record);
+                Ok(())
+            })?;
+            // It may be over at once.
+            if until.is_some() {
+                self.drains.next = Some(Instant::now());
+            }
+            answer
+        };
+        if change.admin == Admin::Draining
+            && let Some(about) = self.about_drain(service, address)
+        {
+            answer.message = format!("{}: {about}", answer.message);
+        }
+        Ok(answer)
     }
 
     fn backend_weight(
@@ -283,6 +309,27 @@ impl Owner {
     }
 }
 
+/// When the drain that is asked for ends by itself.
+fn until(change: &AdminChange) -> Result<Option<Conditions>, ApiError> {
+    let Some(drain) = change.drain else {
+        return Ok(None);
+    };
+    if change.admin != Admin::Draining {
+        return Err(ApiError::Invalid(format!(
+            "`drain` says when a drain ends, and {:?} is none: leave it out, or write \"draining\"",
+            change.admin.to_string()
+        )));
+    }
+    let conditions = Conditions {
+        until_empty: drain.until_empty,
+        timeout: drain.timeout_seconds.map(Duration::from_secs),
+    };
+    conditions
+        .check()
+        .map_err(|why| ApiError::Invalid(format!("`drain` {why}")))?;
+    Ok(Some(conditions))
+}
+
 /// Why a commit came to nothing.
 pub(super) fn refusal(error: anyhow::Error) -> ApiError {
     match error.downcast::<ChangeError>() {
@@ -320,7 +367,7 @@ fn find<'a>(services: &'a [Effective], name: &str) -> Result<&'a Effective, Chan
         .ok_or_else(|| ChangeError::NotFound(no_service(name).to_string()))
 }
 
-fn find_backend<'a>(
+pub(super) fn find_backend<'a>(
     services: &'a [Effective],
     name: &str,
     address: IpAddr,

@@ -35,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often interfaces are looked at: one that was deleted and made again has lost its program.
 const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 pub enum Ending {
@@ -67,7 +67,7 @@ pub struct Owner {
     next_hops: NextHopsHandle,
     pub(super) attachments: Vec<Attachment>,
     /// No plan has been applied: not every backend has a verdict and a next hop yet, and it is not late enough to go on without.
-    waits: bool,
+    pub(super) waits: bool,
     first_plan_by: Instant,
     /// The data plane may differ from `installed`: a plan was interrupted, or an earlier daemon left it so. The next plan writes
     /// everything.
@@ -86,6 +86,10 @@ pub struct Owner {
     /// What the last sweep saw.
     pub(super) tally: Tally,
     pub(super) chores: Chores,
+    /// Whole sweeps so far.
+    pub(super) sweeps: u64,
+    /// Drains that end by themselves.
+    pub(super) drains: super::drains::Drains,
     readiness: watch::Sender<Vec<String>>,
 }
 
@@ -134,6 +138,8 @@ impl Owner {
             next_sweep: Instant::now(),
             tally: Tally::default(),
             chores: Chores::default(),
+            sweeps: 0,
+            drains: super::drains::Drains::default(),
             readiness,
         }
     }
@@ -176,6 +182,8 @@ impl Owner {
                     }
                     // A change was applied before it was answered.
                     self.say_whether_ready();
+                    // What it set going may be due before all else.
+                    wake = wake.min(self.wake_at());
                     continue;
                 }
                 Some(reply) = inputs.snapshots.recv() => {
@@ -202,7 +210,7 @@ impl Owner {
         } else if self.waits || self.attachments.is_empty() {
             self.first_plan_by.max(now)
         } else {
-            let due = [self.next_turn, self.next_round()]
+            let due = [self.next_turn, self.next_round(), self.drains.next]
                 .into_iter()
                 .flatten()
                 .min();
@@ -226,6 +234,7 @@ impl Owner {
             self.apply_error = text;
         }
         self.look_after_flows();
+        self.end_drains();
         // What carries traffic goes on as it was, under this daemon's program.
         let due = !self.waits || self.carries_traffic;
         let wanted = &self.config.node.interfaces;

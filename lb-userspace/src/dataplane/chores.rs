@@ -1,13 +1,15 @@
 //! The regular chores on the kernel's slots and flow table, by the rules of [`crate::tracking`].
 
+use std::collections::HashMap;
+
 use anyhow::Result;
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 
 use super::kernel::KernelDataPlane;
 use super::shared::{Records, Shared};
-use crate::tracking::Step;
 use crate::tracking::round::Round;
 use crate::tracking::sweep::Sweep;
+use crate::tracking::{SharedMemory as _, Step};
 
 /// A round of the chores over the kernel's tables. It outlives changes between its steps, as long as no range of slots changes hands:
 /// then it is to be abandoned.
@@ -83,6 +85,23 @@ impl KernelDataPlane {
         words
             .map(|slot| SlotWord(self.tables.slots.load(slot, 0)))
             .collect()
+    }
+
+    /// Entries that the flow table has.
+    pub fn flow_entries(&self) -> u64 {
+        self.shared().entries().into()
+    }
+
+    /// Slots of the range from `first` that send unknown flows to a backend which gets no new ones of them, by its id.
+    pub fn unlearnt(&self, first: u32, size: u32) -> HashMap<u32, u64> {
+        let mut unlearnt = HashMap::new();
+        for slot in first..first + size {
+            let word = SlotWord(self.tables.slots.load(slot, 0));
+            if word.mode() == Mode::Learn && word.incumbent() != word.primary() {
+                *unlearnt.entry(word.incumbent()).or_default() += 1;
+            }
+        }
+        unlearnt
     }
 
     /// Slots by mode (steady, learn, residue) of the range from `first`.

@@ -9,6 +9,7 @@ use aya::programs::Xdp;
 use lb_common::abi::{
     Backend, BackendCounters, Identity, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
+use lb_common::event::{EVENTS, Event};
 use lb_common::flow::FlowEntry;
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
@@ -316,6 +317,16 @@ impl DataPlane for KernelDataPlane {
                 self.tables
                     .reason_counters
                     .load(cpu * REASONS + reason as u32, 0)
+            })
+            .sum()
+    }
+
+    fn event_counter(&self, event: Event) -> u64 {
+        (0..self.cpus)
+            .map(|cpu| {
+                self.tables
+                    .event_counters
+                    .load(cpu * EVENTS + event as u32, 0)
             })
             .sum()
     }

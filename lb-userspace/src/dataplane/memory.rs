@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Backend, BackendCounters, Identity, Route, control};
+use lb_common::event::Event;
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
@@ -232,5 +233,9 @@ impl DataPlane for MemoryDataPlane {
     /// Nobody counts them here: the caller of `process` has the verdict.
     fn reason_counter(&self, _reason: Reason) -> u64 {
         0
+    }
+
+    fn event_counter(&self, event: Event) -> u64 {
+        self.tables.events[event as usize].get()
     }
 }

@@ -19,6 +19,7 @@ mod tables;
 
 use anyhow::Result;
 use lb_common::abi::{BackendCounters, Route, ServiceEntry};
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
@@ -94,4 +95,7 @@ pub trait DataPlane {
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
+
+    /// How often this happened to packets since the maps were made, summed over CPUs.
+    fn event_counter(&self, event: Event) -> u64;
 }

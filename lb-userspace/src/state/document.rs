@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::drain::Conditions;
 use super::overlay::{AddedService, AdminRecord, BackendChange, Overlay, Presence, Stamp};
 use crate::config;
 use crate::model::{Admin, BackendSpec};
@@ -127,11 +128,23 @@ struct Place {
 struct State {
     state: Admin,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Until>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
     at: Option<u64>,
+}
+
+/// When a drain ends by itself; at least one of the two.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Until {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    empty: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_seconds: Option<u64>,
 }
 
 impl Overlay {
@@ -233,6 +246,10 @@ fn backend(service: &str, address: IpAddr, change: &BackendChange) -> Backend {
             .map(|(weight, stamp)| weigh(*weight, stamp)),
         admin: change.admin.as_ref().map(|record| State {
             state: record.admin,
+            until: record.until.map(|until| Until {
+                empty: until.until_empty,
+                timeout_seconds: until.timeout.map(|timeout| timeout.as_secs()),
+            }),
             reason: record.reason.clone(),
             by: record.by.clone(),
             at: record.at,
@@ -240,7 +257,20 @@ fn backend(service: &str, address: IpAddr, change: &BackendChange) -> Backend {
     }
 }
 
-fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
+/// The conditions of an entry that is this `state`.
+fn conditions(state: Admin, until: Until) -> Result<Conditions, &'static str> {
+    let conditions = Conditions {
+        until_empty: until.empty,
+        timeout: until.timeout_seconds.map(Duration::from_secs),
+    };
+    match conditions.check() {
+        _ if state != Admin::Draining => Err("is not draining, but says until when"),
+        Err(why) => Err(why),
+        Ok(()) => Ok(conditions),
+    }
+}
+
+fn change(mut entry: Backend) -> Result<BackendChange, DocumentError> {
     let who = format!("backend {} of {:?}", entry.address, entry.service);
     let wrong = |what: &str| DocumentError::Entry(format!("{who} {what}"));
     if let Some(why) = config::unusable(entry.address) {
@@ -274,6 +304,14 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
         (None, Some(_)) => return Err(wrong("is removed and has a weight, state or place")),
         (Some(_), Some(_)) => return Err(wrong("is both added and removed")),
     };
+    let until = match &mut entry.admin {
+        Some(state) => state
+            .until
+            .take()
+            .map(|until| conditions(state.state, until)),
+        None => None,
+    };
+    let until = until.transpose().map_err(wrong)?;
     Ok(BackendChange {
         presence,
         place: entry
@@ -287,6 +325,7 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
             reason: state.reason,
             by: state.by,
             at: state.at,
+            until,
         }),
     })
 }

@@ -167,7 +167,7 @@ impl Overlay {
                 let file = declared.map(|_| Admin::Active.to_string());
                 rows.push(Difference {
                     reason: record.reason.clone(),
-                    ..row(Change::Admin, file, Some(record.admin.to_string()), &stamp)
+                    ..row(Change::Admin, file, Some(record.said()), &stamp)
                 });
             }
         }

@@ -4,6 +4,7 @@
 //! (`plan`).
 
 mod document;
+pub mod drain;
 mod eligible;
 mod fit;
 mod merge;

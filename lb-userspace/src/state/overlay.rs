@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::drain::Conditions;
 use crate::model::{Admin, BackendSpec, ServiceSpec};
 
 /// Who declared a service or backend.
@@ -38,6 +39,18 @@ pub struct AdminRecord {
     pub by: Option<String>,
     /// Seconds since the Unix epoch.
     pub at: Option<u64>,
+    /// Of a drain: when it ends by itself, if it does.
+    pub until: Option<Conditions>,
+}
+
+impl AdminRecord {
+    /// `draining until empty`, `disabled`
+    pub fn said(&self) -> String {
+        match self.until {
+            Some(until) => format!("{} {until}", self.admin),
+            None => self.admin.to_string(),
+        }
+    }
 }
 
 /// A backend with everything the operator said of it.

@@ -137,6 +137,11 @@ impl State {
             .is_some_and(|standing| standing.status() == Status::Gone)
     }
 
+    /// When a backend will be GONE by itself, nanoseconds of the packets' clock.
+    pub fn gone_at(&self, key: ServiceKey, address: IpAddr) -> Option<u64> {
+        self.standings.get(&(key, address))?.gone_at()
+    }
+
     /// Where backends are that are no longer part of their service, while their flows linger.
     pub(super) fn lingering_at(&self) -> impl Iterator<Item = (&Effective, IpAddr)> {
         let services: HashMap<ServiceKey, &Effective> =

@@ -125,6 +125,7 @@ fn record(admin: Admin) -> AdminRecord {
         reason: Some("disk".to_owned()),
         by: Some("ada".to_owned()),
         at: Some(7),
+        until: None,
     }
 }
 

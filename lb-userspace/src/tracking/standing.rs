@@ -179,18 +179,22 @@ impl Standing {
         self.update(wish, now)
     }
 
+    /// When it will be GONE, if nothing else happens.
+    pub fn gone_at(&self) -> Option<u64> {
+        let after = |since: Option<u64>, limit: u64| since.map(|since| since.saturating_add(limit));
+        let removed = after(self.removed, self.timers.linger);
+        let down = after(self.down, self.timers.hold_down);
+        removed.into_iter().chain(down).min()
+    }
+
     /// When the status will change by itself, if nothing else happens.
     pub fn next(&self) -> Option<u64> {
         if self.status == Status::Gone {
             return None;
         }
         let after = |since: Option<u64>, limit: u64| since.map(|since| since.saturating_add(limit));
-        let gone = [
-            after(self.removed, self.timers.linger),
-            after(self.down, self.timers.hold_down),
-        ];
         let down = after(self.failing, self.timers.grace).filter(|_| self.down.is_none());
-        gone.into_iter().chain([down]).flatten().min()
+        self.gone_at().into_iter().chain(down).min()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{SLUICE, command, done, json, sluice};
 #[test]
 fn changing_verbs_send_what_was_typed() {
     let served = Served::start();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 13] = [
         (
             &["backend", "add", "web", "10.0.0.13"],
             "adds 10.0.0.13 to web, weight None",
@@ -45,6 +45,19 @@ fn changing_verbs_send_what_was_typed() {
                 "kernel update",
             ],
             "makes 10.0.0.12 of web draining, reason Some(\"kernel update\")",
+        ),
+        (
+            &[
+                "backend",
+                "drain",
+                "web",
+                "10.0.0.12",
+                "--until-empty",
+                "--timeout",
+                "1h 500ms",
+                "--no-wait",
+            ],
+            "draining, reason None, until DrainUntil { until_empty: true, timeout_seconds: Some(3601) }",
         ),
         (
             &["backend", "disable", "dns6", "[2001:db8::11]"],

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use lb_common::abi::{Backend, Node, Route, ServiceBucket};
 use lb_common::encap::Way;
+use lb_common::event::Event;
 use lb_common::native::{MemoryFrame, MemoryTables};
 use lb_common::process::{Forwarded, Tables, Verdict, process};
 use lb_common::reason::Reason;
@@ -195,6 +196,9 @@ impl FlowMemory for Mixed<'_> {
     }
     fn stamp_loss(&self, slot: u32, at: u64) {
         self.backends.stamp_loss(slot, at);
+    }
+    fn count_event(&self, event: Event) {
+        self.backends.count_event(event);
     }
 }
 
