@@ -85,6 +85,9 @@ mod program {
 
     #[xdp]
     pub fn sluice_balancer(ctx: XdpContext) -> u32 {
+        // A call that the compiler may not leave out: harmless, and another program.
+        #[cfg(feature = "rebuilt")]
+        cpu();
         let mut frame = XdpFrame::new(ctx);
         match process(&mut frame, &Maps) {
             Verdict::Forward(forwarded) => transmit(&frame, &forwarded),

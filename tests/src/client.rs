@@ -229,7 +229,19 @@ impl Client {
 
     /// A UDP socket on the client's first address, connected to `destination`: only answers from there arrive.
     pub fn udp_socket(&self, destination: SocketAddr) -> Result<std::net::UdpSocket> {
-        let source = self.sources(destination.ip())[0];
+        self.udp_socket_from(destination, 0)
+    }
+
+    /// The same on the client's address with this number.
+    pub fn udp_socket_from(
+        &self,
+        destination: SocketAddr,
+        number: usize,
+    ) -> Result<std::net::UdpSocket> {
+        let source = *self
+            .sources(destination.ip())
+            .get(number)
+            .context("the client has fewer addresses")?;
         self.namespace.run(|| -> Result<_> {
             let socket = std::net::UdpSocket::bind(SocketAddr::new(source, 0))?;
             socket.connect(destination)?;
@@ -313,6 +325,11 @@ impl EchoConnection {
             self.stream.get_ref().peer_addr()?,
             tos,
         )
+    }
+
+    /// How long an echo may take.
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
+        Ok(self.stream.get_ref().set_read_timeout(Some(patience))?)
     }
 
     /// Sends a line and returns the name of the backend that echoed it.

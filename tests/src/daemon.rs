@@ -47,6 +47,8 @@ struct Files {
     config: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    /// The BPF object to load instead of the built-in one.
+    object: Option<PathBuf>,
 }
 
 /// What a command of the CLI did.
@@ -101,6 +103,7 @@ impl<'lab> Daemon<'lab> {
             config: directory.join("sluice.toml"),
             socket: config::socket(&directory),
             log: directory.join("sluice.log"),
+            object: None,
         };
         fs::write(&files.config, file.text(&directory, &lab.pin_directory()))?;
         let process = spawn(lab.balancer(), &files)?;
@@ -113,8 +116,19 @@ impl<'lab> Daemon<'lab> {
 
     /// Starts it again with the same file, after [`Daemon::terminate`] or [`Daemon::kill`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(self.lab.balancer(), &self.files)?;
+        self.relaunch()?;
         self.wait_ready()
+    }
+
+    /// Starts it again without waiting.
+    pub fn relaunch(&mut self) -> Result<()> {
+        self.process = spawn(self.lab.balancer(), &self.files)?;
+        Ok(())
+    }
+
+    /// With which BPF object it starts from now on; `None`: its own.
+    pub fn set_object(&mut self, object: Option<&Path>) {
+        self.files.object = object.map(Path::to_owned);
     }
 
     /// Waits until /readyz says 200 and the control socket answers.
@@ -308,6 +322,9 @@ impl Drop for Daemon<'_> {
 fn spawn(balancer: &Namespace, files: &Files) -> Result<Process> {
     let mut command = balancer.command(sluice_binary()?);
     command.args(["run", "--config"]).arg(&files.config);
+    if let Some(object) = &files.object {
+        command.arg("--object").arg(object);
+    }
     command
         .env("SLUICE_LOG", "debug,hyper=info,h2=info")
         .env("NO_COLOR", "1");

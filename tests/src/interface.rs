@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
+use aya::programs::loaded_programs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::netns::Namespace;
@@ -162,6 +163,43 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
 
 /// How an XDP program is attached to an interface, as the kernel tells it: `native`, `generic`, or not at all.
 pub fn xdp_mode(namespace: &Namespace, interface: &str) -> Result<Option<&'static str>> {
+    // include/uapi/linux/if_link.h: XDP_ATTACHED_DRV = 1, XDP_ATTACHED_SKB = 2.
+    Ok(match xdp_details(namespace, interface)?["mode"].as_u64() {
+        Some(1) => Some("native"),
+        Some(2) => Some("generic"),
+        _ => None,
+    })
+}
+
+/// A program in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpProgram {
+    /// Of this very loading.
+    pub id: u32,
+    /// A hash over its instructions: another one is another program.
+    pub tag: u64,
+}
+
+/// The XDP program attached to an interface; an error if there is none.
+pub fn xdp_program(namespace: &Namespace, interface: &str) -> Result<XdpProgram> {
+    let details = xdp_details(namespace, interface)?;
+    let id = details["prog"]["id"]
+        .as_u64()
+        .with_context(|| format!("no XDP program on {interface} in {}", namespace.name()))?;
+    for program in loaded_programs() {
+        let program = program?;
+        if u64::from(program.id()) == id {
+            return Ok(XdpProgram {
+                id: program.id(),
+                tag: program.tag(),
+            });
+        }
+    }
+    anyhow::bail!("program {id} on {interface} is no longer in the kernel")
+}
+
+/// What `ip` says of XDP on an interface; null when there is none.
+fn xdp_details(namespace: &Namespace, interface: &str) -> Result<serde_json::Value> {
     let output = namespace
         .command("ip")
         .args(["-json", "-details", "link", "show", "dev", interface])
@@ -172,13 +210,8 @@ pub fn xdp_mode(namespace: &Namespace, interface: &str) -> Result<Option<&'stati
         namespace.name(),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    let links: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    // include/uapi/linux/if_link.h: XDP_ATTACHED_DRV = 1, XDP_ATTACHED_SKB = 2.
-    Ok(match links[0]["xdp"]["mode"].as_u64() {
-        Some(1) => Some("native"),
-        Some(2) => Some("generic"),
-        _ => None,
-    })
+    let mut links: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    Ok(links[0]["xdp"].take())
 }
 
 /// Puts one Ethernet frame on the wire exactly as it is.

@@ -20,7 +20,7 @@ use crate::addresses::address;
 /// The path that health probes ask for.
 pub const HEALTH_PATH: &str = "/healthz";
 const BACKLOG: i32 = 8_192;
-/// A request that takes longer than this is given up: no server task outlives its test by much.
+/// A request, or the pause before one, that takes longer than this is given up: no server task outlives its test by much.
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 
 /// What a backend's servers saw. Only traffic to a VIP is counted as service; the rest is probes.
@@ -95,13 +95,11 @@ pub(crate) async fn accept(
             if to_vip {
                 shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
             }
-            let serve = async {
-                match server {
-                    Server::TcpEcho(_) => echo_lines(&mut stream, &shared.name, &mut reset).await,
-                    _ => answer_requests(&mut stream, &shared, to_vip, &mut reset).await,
-                }
+            let served = match server {
+                Server::TcpEcho(_) => echo_lines(&mut stream, &shared.name, &mut reset).await,
+                _ => answer_requests(&mut stream, &shared, to_vip, &mut reset).await,
             };
-            if !matches!(tokio::time::timeout(REQUEST_TIME, serve).await, Ok(Ok(()))) {
+            if served.is_err() {
                 // A process that dies with unread input resets its connections; so does this.
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
@@ -109,17 +107,20 @@ pub(crate) async fn accept(
     }
 }
 
-/// Reads until `end` is in the buffer. `Ok(false)`: the client closed. An error: read failed, or the backend died.
+/// Reads until `end` is in the buffer. `Ok(false)`: the client closed. An error: read failed, the backend died, or the client
+/// has been silent for too long.
 async fn read_until(
     stream: &mut TcpStream,
     buffer: &mut Vec<u8>,
     end: &[u8],
     reset: &mut watch::Receiver<bool>,
 ) -> Result<bool> {
+    let deadline = tokio::time::Instant::now() + REQUEST_TIME;
     while !buffer.windows(end.len()).any(|window| window == end) {
         tokio::select! {
             biased;
             _ = reset.wait_for(|reset| *reset) => anyhow::bail!("killed"),
+            () = tokio::time::sleep_until(deadline) => anyhow::bail!("nothing was asked"),
             read = stream.read_buf(buffer) => if read? == 0 { return Ok(false) },
         }
     }

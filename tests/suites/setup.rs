@@ -52,8 +52,8 @@ pub fn client_packet<'a>(frame: &'a [u8]) -> Option<Ip<'a>> {
 
 /// An error unless every failed connection was open at some time in one of the `windows`, in which slots moved.
 ///
-/// A connection whose backend dies, is disabled, or was drained before a restart of the daemon is lost. That those of other
-/// backends are not is shown by the suite `connections`.
+/// A connection whose backend dies or is disabled is lost. That those of other backends are not is shown by the suite
+/// `connections`.
 pub fn ensure_failed_only_within(run: &Run, windows: &[(Instant, Instant)]) -> Result<()> {
     for failure in run.failures() {
         ensure!(

@@ -1,10 +1,11 @@
 //! Sluice's chores, run as `cargo xtask …`.
 //!
 //! Owns what surrounds the code: installing what a build needs, building and starting the demo, running every test
-//! and adding up the results. Does not own how the BPF objects are built (lb-userspace/build.rs) nor what a test does.
+//! and adding up the results. Does not own how the BPF objects are built (lb-userspace/build) nor what a test does.
 
 mod demo;
 mod process;
+mod rebuilt;
 mod setup;
 mod suite;
 mod totals;
@@ -13,6 +14,9 @@ mod workspace;
 // The build script's own rule for what compiles the BPF objects: setup must install exactly that.
 #[path = "../../lb-userspace/build/toolchain.rs"]
 mod toolchain;
+// And its rule for how, for the object that is built once more.
+#[path = "../../lb-userspace/build/compile.rs"]
+mod compile;
 
 use std::process::ExitCode;
 
@@ -60,6 +64,9 @@ fn command() -> Command {
                         .help("Only tests whose name contains this"),
                 ),
         )
+        .subcommand(Command::new("rebuilt").about(
+            "Build a data path that differs from the daemon's, and print where it is (SLUICE_REBUILT_OBJECT of the suites)",
+        ))
         .subcommand(Command::new("ci").about("Formatting, clippy, then every test"))
 }
 
@@ -72,6 +79,7 @@ fn main() -> ExitCode {
             demo::run(args.get_flag("json"), args.get_flag("release")).map(|()| true)
         }
         Some(("test", args)) => suite::test(args.get_one::<String>("filter").map(String::as_str)),
+        Some(("rebuilt", _)) => rebuilt::run().map(|()| true),
         Some(("ci", _)) => suite::ci(),
         _ => unreachable!("clap requires one of the subcommands above"),
     };

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{
     process::{self, Root},
-    setup,
+    rebuilt, setup,
     totals::Totals,
     workspace::Workspace,
 };
@@ -71,6 +71,18 @@ impl Report {
             trouble,
         });
         good
+    }
+
+    /// Notes a step that could not even be started.
+    fn not_started(&mut self, name: &str, error: &anyhow::Error) {
+        let trouble = format!("{error:#}");
+        println!("\n==> {name}: {trouble}");
+        self.outcomes.push(Outcome {
+            name: name.to_owned(),
+            totals: Totals::default(),
+            took: Duration::ZERO,
+            trouble: Some(trouble),
+        });
     }
 
     fn totals(&self) -> Totals {
@@ -209,10 +221,26 @@ fn tests(report: &mut Report, workspace: &Workspace, filter: Option<&str>) {
         return;
     }
 
-    let sluice = workspace.binary(false, "sluice");
+    let rebuilt = match rebuilt::prepare(workspace) {
+        Ok((mut cmd, object)) => report
+            .step(
+                "rebuilt",
+                "a data path to upgrade to",
+                &mut cmd,
+                BUILD_LIMIT,
+            )
+            .then_some(object),
+        Err(error) => {
+            report.not_started("rebuilt", &error);
+            None
+        }
+    };
+
+    let mut variables = vec![("SLUICE_BIN", workspace.binary(false, "sluice"))];
+    variables.extend(rebuilt.map(|object| (rebuilt::OBJECT_VAR, object)));
     let run = |args: &[&str]| {
         let mut cmd = workspace.cargo(&["test", "--locked", "--no-fail-fast"]);
-        cmd.args(args).args(filter).env("SLUICE_BIN", &sluice);
+        cmd.args(args).args(filter).envs(variables.clone());
         cmd
     };
     let steps: [(&str, &str, &[&str]); 2] = [
@@ -242,7 +270,11 @@ fn tests(report: &mut Report, workspace: &Workspace, filter: Option<&str>) {
             if let (Root::Sudo, Some(runner)) = (rights, runner_variable()) {
                 // Our signals don't reach what sudo started; timeout, running as root beside it, can end it.
                 let mut words = rights.prefix().unwrap_or_default();
-                words.push(format!("SLUICE_BIN={}", sluice.display()));
+                words.extend(
+                    variables
+                        .iter()
+                        .map(|(name, path)| format!("{name}={}", path.display())),
+                );
                 words.extend(["timeout", "--kill-after=5"].map(str::to_owned));
                 words.push(LAB_LIMIT.as_secs().to_string());
                 cmd.env(runner, words.join(" "));

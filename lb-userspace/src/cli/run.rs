@@ -1,5 +1,7 @@
 //! `sluice run`: the daemon.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use clap::Args;
 
@@ -20,6 +22,12 @@ pub struct RunArgs {
     config: ConfigPath,
     #[command(flatten)]
     log: log::LogArgs,
+    /// Load this BPF object instead of the built-in data path
+    ///
+    /// For trying a data path that was built apart, for example to measure a change of the compiler. It must come from the same
+    /// version of Sluice.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    object: Option<PathBuf>,
 }
 
 pub fn run(args: RunArgs) -> Result<(), Failure> {
@@ -30,5 +38,5 @@ pub fn run(args: RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    Ok(runtime.block_on(daemon::run(args.config.config))?)
+    Ok(runtime.block_on(daemon::run(args.config.config, args.object))?)
 }

@@ -16,6 +16,7 @@ mod report;
 mod seed;
 pub mod store;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -41,11 +42,12 @@ use owner::{Ending, Owner};
 /// Events waiting for the owner; senders wait when it is full.
 const QUEUE: usize = 1_024;
 
-/// Runs until SIGTERM, SIGINT or `detach`. SIGTERM leaves the data path forwarding.
+/// Runs until SIGTERM, SIGINT or `detach`. SIGTERM leaves the data path forwarding. `object`: a file to load instead of the built-in
+/// data path.
 ///
 /// # Errors
 /// Whatever keeps it from starting, with the way out. Nothing is attached or replaced then.
-pub async fn run(config_path: PathBuf) -> Result<()> {
+pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -53,6 +55,10 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
     let config = config::load(&config_path)?;
     require_permissions()?;
     require_interfaces(&config)?;
+    let object = match &object {
+        None => Cow::Borrowed(objects::BALANCER),
+        Some(file) => Cow::Owned(objects::read_balancer(file)?),
+    };
     let pins = Pins::new(&config.node.pin);
     let _claimed = pins.claim()?;
     raise_descriptor_limit();
@@ -74,13 +80,8 @@ pub async fn run(config_path: PathBuf) -> Result<()> {
             "the data path in force goes on as it is. Give it the room it has; or, to begin anew and reset connections: \
              `sluice detach`, then start again",
         )?;
-    let mut plane = KernelDataPlane::load_pinned(
-        objects::BALANCER,
-        &hash_seed,
-        &config.capacity,
-        &pins,
-        adoptable,
-    )?;
+    let mut plane =
+        KernelDataPlane::load_pinned(&object, &hash_seed, &config.capacity, &pins, adoptable)?;
     kernel_log::start(plane.object())?;
 
     let (health_events, health) = mpsc::channel(QUEUE);
