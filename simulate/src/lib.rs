@@ -9,8 +9,9 @@
 //! bookkeeping: which connections broke, why, and how much was remembered. Does not own a single rule of ours: packets go through
 //! `lb_common::track`, statuses, changes and chores through `lb_userspace::tracking`, tables through `lb_userspace::maglev`.
 //!
-//! One thread, one clock in nanoseconds, one seed in each scenario: the same file gives the same numbers on every machine. What
-//! runs beside each other in a real balancer is not modelled here: that is `lb-userspace/tests/tracking_model`.
+//! One thread, one clock in nanoseconds, one seed in each scenario: the same file gives the same numbers every time (another libm may
+//! round a draw differently). What runs beside each other in a real balancer is not modelled here: that is
+//! `lb-userspace/tests/tracking_model`.
 
 pub mod control;
 pub mod designs;

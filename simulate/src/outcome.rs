@@ -77,9 +77,11 @@ pub struct Outcome {
     pub refused: u64,
     /// Openers that were dropped while their slot settled; their clients sent them again.
     pub dropped: u64,
-    /// Connections whose client gave up because their backend did not answer for too long.
+    /// Connections that hung: they were sent to their backend until their client gave up, minutes later, for it did not answer.
     pub abandoned: u64,
+    /// Of clients.
     pub packets: u64,
+    /// Of floods.
     pub forged: u64,
     /// Of all balancers together, after the warm-up.
     pub peak_entries: u64,

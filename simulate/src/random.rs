@@ -1,4 +1,4 @@
-//! Random numbers that are the same everywhere, for ever: splitmix64 and what is made of it.
+//! Random numbers that are the same in every run: splitmix64 and what is made of it.
 
 /// A stream of its own for each seed.
 #[derive(Clone, Copy, Debug)]
@@ -7,9 +7,9 @@ pub struct Random(u64);
 impl Random {
     /// The stream of `seed` that `part` has for itself.
     pub fn new(seed: u64, part: u64) -> Self {
-        let mut random = Self(seed);
-        let mixed = random.word() ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self(mixed)
+        let base = Self(seed).word();
+        // Mixed once more: neighbours' streams must not be shifted copies of each other.
+        Self(Self(base.wrapping_add(part)).word())
     }
 
     pub fn word(&mut self) -> u64 {

@@ -7,11 +7,12 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use crate::outcome::Outcome;
 use crate::scenario::Scenario;
 
-const HEADERS: [&str; 7] = [
+const HEADERS: [&str; 8] = [
     "design",
     "connections",
     "broken",
     "why",
+    "hung",
     "entries: mean",
     "peak",
     "bytes: peak",
@@ -33,12 +34,13 @@ pub fn text(scenario: &Scenario, outcomes: &[Outcome]) -> String {
             number(outcome.connections),
             number(outcome.broken),
             causes.join(", "),
+            number(outcome.abandoned),
             number(outcome.mean_entries.round() as u64),
             number(outcome.peak_entries),
             number(outcome.peak_bytes),
         ]);
     }
-    for column in [1, 2, 4, 5, 6] {
+    for column in [1, 2, 4, 5, 6, 7] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -77,3 +77,77 @@ pub fn complaints(scenario: &Scenario, outcomes: &[Outcome]) -> Vec<String> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::{Expect, folder};
+
+    fn outcomes() -> Vec<Outcome> {
+        let outcome = |design: Design| Outcome {
+            design: design.name(),
+            mean_entries: 100.0,
+            peak_entries: 100,
+            ..Outcome::default()
+        };
+        Design::ALL.map(outcome).into()
+    }
+
+    fn said(change: impl Fn(&mut Scenario, &mut Vec<Outcome>)) -> Vec<String> {
+        let mut scenario = Scenario::read(&folder().join("ecmp-at-rest.toml")).unwrap();
+        (scenario.balancers, scenario.expect) = (1, Expect::default());
+        let mut outcomes = outcomes();
+        change(&mut scenario, &mut outcomes);
+        complaints(&scenario, &outcomes)
+    }
+
+    #[test]
+    fn what_is_promised_is_no_complaint() {
+        let found = said(|_, outcomes| {
+            outcomes[2].breaks(Cause::BackendGone);
+            outcomes[2].breaks(Cause::BackendDown);
+            outcomes[3].breaks(Cause::Idle);
+            outcomes[0].breaks(Cause::TableChanged);
+            outcomes[1].breaks(Cause::Evicted);
+        });
+        assert_eq!(found, [""; 0]);
+    }
+
+    #[test]
+    fn each_promise_can_be_broken() {
+        let broken = [
+            said(|_, outcomes| outcomes[2].breaks(Cause::Unexplained)),
+            said(|_, outcomes| outcomes[3].breaks(Cause::OtherBalancer)),
+            said(|scenario, _| scenario.expect.stateless_breaks = true),
+            said(|scenario, _| scenario.expect.lru_breaks = true),
+            said(|scenario, outcomes| {
+                scenario.expect.adaptive_breaks_none = true;
+                outcomes[2].breaks(Cause::Idle);
+            }),
+            said(|scenario, _| scenario.expect.fill_at_least = Some(0.5)),
+            said(|_, outcomes| outcomes.truncate(3)),
+        ];
+        for found in broken {
+            assert_eq!(found.len(), 1, "{found:?}");
+        }
+        let state = said(|scenario, outcomes| {
+            scenario.expect.state_at_most = Some(0.3);
+            outcomes[2].mean_entries = 30.0;
+            outcomes[2].peak_entries = 31;
+        });
+        assert_eq!(state.len(), 1, "{state:?}");
+        assert!(
+            state[0].contains("peak of entries is 31, 31.0 %"),
+            "{state:?}"
+        );
+    }
+
+    #[test]
+    fn a_fleet_may_break_what_came_to_another_balancer() {
+        let found = said(|scenario, outcomes| {
+            scenario.balancers = 4;
+            outcomes[2].breaks(Cause::OtherBalancer);
+        });
+        assert_eq!(found, [""; 0]);
+    }
+}

@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
 
 fn keeps(scenario: &Scenario) -> Result<(), Failed> {
     let outcomes = simulate(scenario);
-    println!("{}", report::text(scenario, &outcomes));
+    println!("\n{}", report::text(scenario, &outcomes));
     let complaints = verdict::complaints(scenario, &outcomes);
     if complaints.is_empty() {
         Ok(())

@@ -66,18 +66,12 @@ impl Design {
         match self {
             Self::Stateless => Box::new(stateless::Stateless::new(pool)),
             Self::Lru => Box::new(lru::PerCpuLru::new(&scenario.memory, pool)),
-            Self::Adaptive => self.sluice(scenario, pool, now, Tracking::Adaptive),
-            Self::Always => self.sluice(scenario, pool, now, Tracking::Always),
+            Self::Adaptive => Self::sluice(scenario, pool, now, Tracking::Adaptive),
+            Self::Always => Self::sluice(scenario, pool, now, Tracking::Always),
         }
     }
 
-    fn sluice(
-        self,
-        scenario: &Scenario,
-        pool: &Pool,
-        now: u64,
-        tracking: Tracking,
-    ) -> Box<dyn Balancer> {
+    fn sluice(scenario: &Scenario, pool: &Pool, now: u64, tracking: Tracking) -> Box<dyn Balancer> {
         let entries = scenario.memory.entries;
         Box::new(sluice::Sluice::new(entries, tracking, pool, now))
     }
