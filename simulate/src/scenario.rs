@@ -167,8 +167,10 @@ pub struct Expect {
     /// Adaptive tracking breaks nothing at all.
     #[serde(default)]
     pub adaptive_breaks_none: bool,
-    /// Adaptive tracking's mean and peak entries as shares of full tracking's are not above this.
-    pub state_at_most: Option<f64>,
+    /// Adaptive tracking's mean of entries, as a share of full tracking's, is not above this.
+    pub mean_at_most: Option<f64>,
+    /// The same for the peak.
+    pub peak_at_most: Option<f64>,
     /// Sluice's flow table was this full at its worst, so that the flood was one.
     pub fill_at_least: Option<f64>,
 }

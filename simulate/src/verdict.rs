@@ -49,24 +49,29 @@ pub fn complaints(scenario: &Scenario, outcomes: &[Outcome]) -> Vec<String> {
         !expect.adaptive_breaks_none || adaptive.broken == 0,
         format!("adaptive broke {} connections, of 0", adaptive.broken),
     );
-    if let Some(most) = expect.state_at_most {
-        for (what, part, whole) in [
-            ("mean", adaptive.mean_entries, always.mean_entries),
-            (
-                "peak",
-                adaptive.peak_entries as f64,
-                always.peak_entries as f64,
+    for (what, most, part, whole) in [
+        (
+            "mean",
+            expect.mean_at_most,
+            adaptive.mean_entries,
+            always.mean_entries,
+        ),
+        (
+            "peak",
+            expect.peak_at_most,
+            adaptive.peak_entries as f64,
+            always.peak_entries as f64,
+        ),
+    ] {
+        let most = most.unwrap_or(f64::INFINITY);
+        must(
+            part <= most * whole,
+            format!(
+                "adaptive's {what} of entries is {part:.0}, {:.1} % of full tracking's {whole:.0}; at most {:.1} %",
+                100.0 * part / whole,
+                100.0 * most
             ),
-        ] {
-            must(
-                part <= most * whole,
-                format!(
-                    "adaptive's {what} of entries is {part:.0}, {:.1} % of full tracking's {whole:.0}; at most {:.1} %",
-                    100.0 * part / whole,
-                    100.0 * most
-                ),
-            );
-        }
+        );
     }
     if let Some(least) = expect.fill_at_least {
         let fill = adaptive.peak_entries as f64 / f64::from(scenario.memory.entries);
@@ -131,7 +136,8 @@ mod tests {
             assert_eq!(found.len(), 1, "{found:?}");
         }
         let state = said(|scenario, outcomes| {
-            scenario.expect.state_at_most = Some(0.3);
+            scenario.expect.mean_at_most = Some(0.3);
+            scenario.expect.peak_at_most = Some(0.3);
             outcomes[2].mean_entries = 30.0;
             outcomes[2].peak_entries = 31;
         });
