@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::track::Status;
 use lb_userspace::maglev::{self, Member};
-use lb_userspace::model::{Admin, Health, Protocol};
+use lb_userspace::model::{Admin, FlowTimes, Health, Protocol};
 use lb_userspace::tracking::standing::{Standing, Timers, Wish};
 
 use crate::scenario::{Event, Identity, Scenario};
@@ -160,7 +160,7 @@ impl Control {
         let id = self.backends.len() as u32 + 1;
         // An heir of an heir has the first one's.
         let identity = identity.map_or(id, |other| self.backends[other as usize - 1].identity);
-        let standing = Standing::new(Timers::of(Protocol::Tcp), UP, now);
+        let standing = Standing::new(Timers::of(&FlowTimes::usual(Protocol::Tcp)), UP, now);
         self.backends.push(Backend {
             identity,
             wish: UP,

@@ -293,7 +293,7 @@ fn table_size(section: &Section, backends: usize, problems: &mut Problems) -> Ta
 
 fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> Vec<BackendSpec> {
     let mut backends: Vec<BackendSpec> = Vec::new();
-    let mut places = Vec::new();
+    let (mut places, mut keys) = (Vec::new(), Vec::new());
     let Some(items) = section
         .field("backend")
         .and_then(|field| field.items("[[service.backend]]", problems))
@@ -316,9 +316,10 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
         let Some(address) = backend_address(&field, vip, problems) else {
             continue;
         };
-        let replaces = section
-            .field("replaces")
-            .and_then(|field| replaced(&field, address, vip, problems));
+        let key = section.field("replaces");
+        let replaces = key
+            .as_ref()
+            .and_then(|field| replaced(field, address, vip, problems));
         if let Some(first) = backends.iter().position(|known| known.address == address) {
             let line = problems.line_hint(places[first]);
             field.wrong(
@@ -333,8 +334,9 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
             replaces,
         });
         places.push(field.node.at);
+        keys.push(key.and_then(|field| field.node.at));
     }
-    one_place_each(section, &backends, &places, problems);
+    one_place_each(section, &backends, (&places, &keys), problems);
     backends
 }
 
@@ -356,15 +358,16 @@ fn replaced(
     Some(old)
 }
 
-/// Two backends in one place of the lookup table would share their slots by chance.
+/// Two backends in one place of the lookup table would share their slots by chance. `at`: where their addresses, and what they
+/// replace, are written.
 fn one_place_each(
     section: &Section,
     backends: &[BackendSpec],
-    places: &[Option<usize>],
+    (places, keys): (&[Option<usize>], &[Option<usize>]),
     problems: &mut Problems,
 ) {
-    let named = backends.iter().zip(places).enumerate();
-    for (i, (backend, at)) in named.filter(|(_, (backend, _))| backend.replaces.is_some()) {
+    let heirs = backends.iter().enumerate();
+    for (i, backend) in heirs.filter(|(_, backend)| backend.replaces.is_some()) {
         let place = backend.identity();
         let other = |(n, other): &(usize, &BackendSpec)| {
             // Of two that replace the same one, the second is wrong.
@@ -386,7 +389,7 @@ fn one_place_each(
             )
         };
         let path = format!("{} #{}.replaces", section.key("backend"), i + 1);
-        problems.add(*at, path, Some(format!("\"{place}\"")), what);
+        problems.add(keys[i], path, Some(format!("\"{place}\"")), what);
     }
 }
 

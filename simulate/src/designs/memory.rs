@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use lb_common::event::Event;
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::slot::SlotWord;
 use lb_common::track::{FlowBucket, FlowMemory, Head, Status, TableWord};
@@ -108,6 +109,9 @@ impl FlowMemory for Memory {
     fn stamp_loss(&self, slot: u32, at: u64) {
         self.losses[slot as usize].set(at);
     }
+
+    /// The simulator counts what breaks, not what was tried.
+    fn count_event(&self, _: Event) {}
 }
 
 impl SharedMemory for Memory {

@@ -6,8 +6,7 @@ mod sluice;
 mod stateless;
 
 use lb_common::track::{Kind, Status};
-use lb_userspace::model::{Protocol, Tracking};
-use lb_userspace::plan::flow_idle_seconds;
+use lb_userspace::model::{FlowTimes, Protocol, Tracking};
 use lb_userspace::tracking::{MARGIN, SECOND};
 
 use crate::control::Pool;
@@ -29,7 +28,7 @@ pub trait Balancer {
 pub const CHORES: u64 = 4 * SECOND;
 
 /// How long a TCP flow may be silent.
-const FLOW_IDLE: u64 = flow_idle_seconds(Protocol::Tcp) * SECOND;
+const FLOW_IDLE: u64 = FlowTimes::usual(Protocol::Tcp).flow_idle.as_secs() * SECOND;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Design {

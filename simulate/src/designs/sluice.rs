@@ -1,20 +1,19 @@
 //! Ours: packets by [`lb_common::track`], the daemon by [`lb_userspace::tracking`], over plain memory. No rule is written here,
 //! only what `lb_common::process` and the daemon do around them.
 
-use lb_common::flow::Age;
 use lb_common::hash;
 use lb_common::slot::Mode;
 use lb_common::track::{self, Kind, Place, TableWord};
-use lb_userspace::model::{Protocol, Tracking};
-use lb_userspace::plan::flow_idle_seconds;
+use lb_userspace::model::{FlowTimes, Protocol, Tracking};
+use lb_userspace::plan::{idle_units, window};
 use lb_userspace::tracking::change::change;
 use lb_userspace::tracking::removal::Removal;
-use lb_userspace::tracking::settle::{Scope, Settle};
-use lb_userspace::tracking::sweep::Sweep;
+use lb_userspace::tracking::round::Round;
+use lb_userspace::tracking::settle::Scope;
 use lb_userspace::tracking::{Book, SharedMemory, Step};
 
+use super::Balancer;
 use super::memory::{Memory, SERVICE};
-use super::{Balancer, FLOW_IDLE};
 use crate::control::Pool;
 
 pub struct Sluice {
@@ -27,7 +26,7 @@ pub struct Sluice {
 
 impl Sluice {
     pub fn new(entries: u32, tracking: Tracking, pool: &Pool, now: u64) -> Self {
-        let idle = Age::units(flow_idle_seconds(Protocol::Tcp));
+        let idle = idle_units(FlowTimes::usual(Protocol::Tcp).flow_idle);
         let slots = pool.slots.len() as u32;
         let mut sluice = Self {
             memory: Memory::new(entries, TableWord::new(0, slots, idle)),
@@ -50,18 +49,6 @@ impl Sluice {
         loop {
             self.grace();
             if removal.step(&self.memory, u32::MAX) == Step::Done {
-                return;
-            }
-        }
-    }
-
-    fn settle(&mut self, scopes: &[Scope]) {
-        let Some(mut settle) = Settle::begin(&self.memory, &self.book, &self.memory, scopes) else {
-            return;
-        };
-        loop {
-            self.grace();
-            if settle.step(&self.memory, &mut self.book, &self.memory, u32::MAX) == Step::Done {
                 return;
             }
         }
@@ -115,17 +102,18 @@ impl Balancer for Sluice {
             return;
         }
         self.memory.set_clock(now);
-        if self.book.wants_grace(self.slots()) {
-            self.grace();
-        }
-        let mut sweep = Sweep::begin(&self.book);
-        sweep.walk(&self.memory, &self.book, &self.memory, u32::MAX);
-        sweep.finish(&self.memory, &self.book, self.slots());
-        self.settle(&[Scope {
+        let mut round = Round::new(vec![Scope {
             slots: self.slots(),
             tracking: self.tracking,
-            window: FLOW_IDLE,
+            window: window(self.memory.table_word().flow_idle()),
         }]);
+        loop {
+            match round.step(&self.memory, &mut self.book, &self.memory, u32::MAX) {
+                Step::More => {}
+                Step::Grace => self.grace(),
+                Step::Done => break,
+            }
+        }
         let mut modes = self.slots().map(|slot| self.memory.slot(slot).mode());
         self.restless = self.memory.used() > 0 || modes.any(|mode| mode != Mode::Steady);
     }
