@@ -1,5 +1,6 @@
 //! `simulate`: built and run by `cargo xtask simulate`.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        // Who reads us has seen enough.
+        Err(error) if error.downcast_ref().is_some_and(is_broken_pipe) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -39,7 +42,12 @@ fn main() -> ExitCode {
     }
 }
 
+fn is_broken_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
 fn run(arguments: &Arguments) -> Result<bool> {
+    let mut out = io::stdout().lock();
     let mut scenarios = Scenario::all()?;
     for name in &arguments.scenario {
         if scenarios.iter().all(|scenario| scenario.name != *name) {
@@ -57,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     for scenario in &scenarios {
         let outcomes = simulate(scenario);
         if !arguments.json {
-            println!("{}", report::text(scenario, &outcomes));
+            writeln!(out, "{}", report::text(scenario, &outcomes))?;
         }
         for complaint in verdict::complaints(scenario, &outcomes) {
             let complaint = format!("{}: {complaint}", scenario.name);
@@ -67,7 +75,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         report.scenarios.extend(outcomes);
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     }
     Ok(report.complaints.is_empty())
 }

@@ -315,8 +315,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_scenario_reads() {
+    fn every_scenario_reads_and_is_documented() {
         let scenarios = Scenario::all().unwrap();
+        let page = include_str!("../../docs/simulation.md");
+        for scenario in &scenarios {
+            let name = format!("`{}`", scenario.name);
+            assert!(page.contains(&name), "docs/simulation.md lacks {name}");
+        }
         assert!(scenarios.len() >= 8, "{}", scenarios.len());
     }
 
