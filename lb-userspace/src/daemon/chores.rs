@@ -49,12 +49,16 @@ impl Owner {
     /// Begins a round if some slot is not at rest and it is time, and goes on with it for one turn.
     pub(super) fn chores(&mut self) -> Result<()> {
         let now = Instant::now();
+        let due = self.restless && now >= self.next_sweep;
+        if self.chores.round.is_none() && !due {
+            return Ok(());
+        }
         let holdings = holdings(&self.installed);
         if self.chores.round.is_some() && holdings != self.chores.holdings {
             self.abandon_round();
         }
         if self.chores.round.is_none() {
-            if !self.restless || now < self.next_sweep {
+            if !due {
                 return Ok(());
             }
             self.next_sweep = now + SWEEP;
