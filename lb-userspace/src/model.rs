@@ -117,6 +117,8 @@ pub struct FlowTimes {
     pub grace: Duration,
     /// D: a backend that is down or disabled is forgotten, and its flows with it, after so long.
     pub hold_down: Duration,
+    /// A backend that was removed keeps its flows for so long.
+    pub linger: Duration,
 }
 
 impl FlowTimes {
@@ -130,6 +132,7 @@ impl FlowTimes {
             flow_idle: Duration::from_secs(flow_idle),
             grace: Duration::from_secs(grace),
             hold_down: Duration::from_secs(600),
+            linger: Duration::from_secs(60),
         }
     }
 }

@@ -228,6 +228,7 @@ fn words_are_understood() {
         flow_idle = "4h 30m"
         grace = "500ms"
         hold_down = "0s"
+        linger = "30m"
         table_size = 65537
         on_empty = "drop"
         backend = [{ address = "10.0.0.11", weight = 0 }, { address = "2001:db8::12", weight = 1_000 }]
@@ -250,6 +251,7 @@ fn words_are_understood() {
         flow_idle: Duration::from_secs(16_200),
         grace: Duration::from_millis(500),
         hold_down: Duration::ZERO,
+        linger: Duration::from_secs(1_800),
     };
     assert_eq!((dns.tracking, dns.times), (Tracking::Off, times));
     assert_eq!(services[1].times, FlowTimes::usual(Protocol::Tcp));

@@ -131,7 +131,7 @@ pub struct ServiceDetail {
     #[serde(flatten)]
     pub summary: ServiceSummary,
     pub affinity: Affinity,
-    /// Which flows are remembered; `off` for affinity `client-ip`, whatever the file says.
+    /// Which flows are remembered.
     pub tracking: Tracking,
     /// Seconds that a remembered flow may be silent.
     pub flow_idle_seconds: f64,
@@ -139,6 +139,8 @@ pub struct ServiceDetail {
     pub grace_seconds: f64,
     /// Seconds after which a backend that is down or disabled is forgotten.
     pub hold_down_seconds: f64,
+    /// Seconds that a backend which was removed keeps its flows.
+    pub linger_seconds: f64,
     pub on_empty: OnEmpty,
     /// One line, for example `http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3`.
     pub health: String,

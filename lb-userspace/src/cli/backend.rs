@@ -45,9 +45,9 @@ enum BackendVerb {
         #[arg(long, value_name = "OLD", value_parser = address::ip)]
         replaces: Option<IpAddr>,
     },
-    /// Remove a backend from a service: new flows go elsewhere at once, open ones within 60 s
+    /// Remove a backend from a service: new flows go elsewhere at once, open ones after the service's `linger`
     ///
-    /// Connections that are open after these 60 s go elsewhere and are reset there: to let them end, drain first. With
+    /// Connections that are open after these 60 s (`linger`) go elsewhere and are reset there: to let them end, drain first. With
     /// tracking = "off" they go elsewhere at once.
     Remove {
         #[command(flatten)]

@@ -17,7 +17,7 @@ use super::{Failure, Json, backend, drain, output, status, wait};
 use crate::api::client::Client;
 use crate::api::dto::{BackendAdmin, ServiceAdd, ServiceDetail};
 use crate::api::server::BODY_LIMIT;
-use crate::model::{Affinity, Tracking};
+use crate::model::Tracking;
 
 /// List, show, add and remove services
 #[derive(Debug, Args)]
@@ -86,6 +86,9 @@ struct AddArgs {
     /// After how long a backend that is down or disabled is forgotten, and its flows with it [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = duration_text)]
     hold_down: Option<String>,
+    /// How long a backend that is removed keeps its flows [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = duration_text)]
+    linger: Option<String>,
     /// Slots of the lookup table, fixed for the service's life: auto, 1021, 4093, 16381 or 65537
     #[arg(long, value_name = "SIZE", value_parser = table_size)]
     table_size: Option<Value>,
@@ -119,7 +122,7 @@ struct AddArgs {
     /// Take the whole service from a file (`-`: stdin): a `[[service]]` table as JSON
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "name", "vip", "vip_option", "protocol", "forward", "affinity", "tracking", "flow_idle", "grace",
-        "hold_down", "table_size", "on_empty", "health", "backends",
+        "hold_down", "linger", "table_size", "on_empty", "health", "backends",
     ])]
     from_json: Option<PathBuf>,
 }
@@ -204,6 +207,7 @@ impl AddArgs {
         insert(&mut service, "flow_idle", self.flow_idle);
         insert(&mut service, "grace", self.grace);
         insert(&mut service, "hold_down", self.hold_down);
+        insert(&mut service, "linger", self.linger);
         insert(&mut service, "table_size", self.table_size);
         insert(&mut service, "on_empty", self.on_empty);
         if self.health.is_some() {
@@ -336,17 +340,15 @@ fn tracking(service: &ServiceDetail) -> String {
         let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         humantime::format_duration(time).to_string()
     };
-    let what = match (service.tracking, service.affinity) {
-        (Tracking::Off, Affinity::ClientIp) => {
-            return "off, as for every client-ip service".to_owned();
-        }
-        (Tracking::Off, Affinity::FiveTuple) => return "off".to_owned(),
-        (tracking, _) => tracking,
-    };
+    if service.tracking == Tracking::Off {
+        return "off".to_owned();
+    }
     format!(
-        "{what}; flows may be silent for {}, failing backends keep them for {}, those down for {} are forgotten",
+        "{}; flows may be silent for {}, failing backends keep them for {}, removed ones for {}, those down for {} are forgotten",
+        service.tracking,
         time(service.flow_idle_seconds),
         time(service.grace_seconds),
+        time(service.linger_seconds),
         time(service.hold_down_seconds)
     )
 }

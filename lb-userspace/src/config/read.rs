@@ -54,6 +54,7 @@ pub(super) static SERVICE: Shape = Shape {
         "flow_idle",
         "grace",
         "hold_down",
+        "linger",
         "table_size",
         "on_empty",
         "health",

@@ -19,6 +19,7 @@ const MAX_NAME: usize = 63;
 const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(8)..=Duration::from_secs(16_200);
 const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+const LINGER: RangeInclusive<Duration> = HOLD_DOWN;
 const VIP_EXAMPLE: &str =
     "an address and a port, like \"203.0.113.10:80\" or \"[2001:db8::1]:443\"";
 
@@ -93,14 +94,7 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
                 ("always", Tracking::Always),
                 ("off", Tracking::Off),
             ];
-            let tracking = field.choice(&known, &[], problems)?;
-            if tracking == Tracking::Always && affinity == Affinity::ClientIp {
-                field.wrong(
-                    problems,
-                    "flows of a service with affinity = \"client-ip\" are not remembered; write affinity = \"5-tuple\", or remove this key",
-                );
-            }
-            Some(tracking)
+            field.choice(&known, &[], problems)
         })
         .unwrap_or_default();
     let times = times(&section, protocol, problems);
@@ -254,6 +248,7 @@ fn times(section: &Section, protocol: Option<Protocol>, problems: &mut Problems)
         ("flow_idle", FLOW_IDLE, &mut times.flow_idle),
         ("grace", GRACE, &mut times.grace),
         ("hold_down", HOLD_DOWN, &mut times.hold_down),
+        ("linger", LINGER, &mut times.linger),
     ] {
         if let Some(field) = section.field(key) {
             *time = field.duration(range, problems).unwrap_or(*time);

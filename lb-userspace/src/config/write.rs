@@ -70,6 +70,8 @@ struct Service<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     hold_down: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    linger: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     table_size: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     on_empty: Option<OnEmpty>,
@@ -187,6 +189,7 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         flow_idle,
         grace,
         hold_down,
+        linger,
     } = *times;
     let usual = FlowTimes::usual(key.protocol);
     let vip = key.to_string();
@@ -203,6 +206,7 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         flow_idle: unusual(flow_idle, usual.flow_idle).map(duration),
         grace: unusual(grace, usual.grace).map(duration),
         hold_down: unusual(hold_down, usual.hold_down).map(duration),
+        linger: unusual(linger, usual.linger).map(duration),
         table_size: match table_size {
             TableSize::Auto => None,
             TableSize::Fixed(size) => Some(*size),

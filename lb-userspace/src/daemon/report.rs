@@ -154,6 +154,7 @@ impl Owner {
             flow_idle_seconds: service.spec.times.flow_idle.as_secs_f64(),
             grace_seconds: service.spec.times.grace.as_secs_f64(),
             hold_down_seconds: service.spec.times.hold_down.as_secs_f64(),
+            linger_seconds: service.spec.times.linger.as_secs_f64(),
             on_empty: service.spec.on_empty,
             health: describe(&service.spec.health, service.spec.key.port),
             table_digest: self

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use lb_common::track::Status;
 
-use super::SECOND;
 use crate::model::{Admin, FlowTimes, Health};
 
 /// How long a backend stays in the statuses that end by themselves, nanoseconds.
@@ -32,7 +31,7 @@ impl Timers {
         Self {
             grace: nanoseconds(times.grace),
             hold_down: nanoseconds(times.hold_down),
-            linger: 60 * SECOND,
+            linger: nanoseconds(times.linger),
         }
     }
 }

@@ -297,6 +297,7 @@ impl Owner {
             flow_idle_seconds: 7_440.0,
             grace_seconds: 30.0,
             hold_down_seconds: 600.0,
+            linger_seconds: 60.0,
             on_empty: OnEmpty::Keep,
             health: "http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3".to_owned(),
             table_digest: Some("9f86d081884c7d65".to_owned()),

@@ -82,6 +82,7 @@ fn odd(name: &str, vip: u8) -> ServiceSpec {
         flow_idle: Duration::from_secs(3_661),
         grace: Duration::from_millis(1_500),
         hold_down: Duration::ZERO,
+        linger: Duration::from_secs(1_800),
     };
     spec.table_size = TableSize::Fixed(4_093);
     spec.on_empty = OnEmpty::Drop;
