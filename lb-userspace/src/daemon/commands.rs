@@ -390,3 +390,38 @@ fn check_weight(weight: u32) -> Result<(), ApiError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::dto::DrainUntil;
+
+    #[test]
+    fn conditions_are_for_drains_and_say_something() {
+        let asked = |admin, until_empty, timeout_seconds| {
+            let drain = DrainUntil {
+                until_empty,
+                timeout_seconds,
+            };
+            until(&AdminChange {
+                admin,
+                reason: None,
+                drain: Some(drain),
+            })
+        };
+        let drains = asked(Admin::Draining, true, Some(90)).unwrap().unwrap();
+        assert_eq!(drains.to_string(), "until empty, for 1m 30s at most");
+        for (admin, until_empty, timeout, why) in [
+            (Admin::Disabled, true, None, "\"disabled\" is none"),
+            (Admin::Draining, false, None, "until nothing"),
+            (Admin::Draining, true, Some(0), "less than a second"),
+            (Admin::Draining, false, Some(u64::MAX), "more than a year"),
+        ] {
+            let error = asked(admin, until_empty, timeout).unwrap_err();
+            assert!(
+                matches!(&error, ApiError::Invalid(text) if text.contains(why)),
+                "{error}"
+            );
+        }
+    }
+}
