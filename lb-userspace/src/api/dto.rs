@@ -30,7 +30,7 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceSummary>,
     pub tracking: TrackingStatus,
-    /// Packets by verdict and reason since this daemon's start; rows that are zero are left out.
+    /// Packets by verdict and reason since the maps were made, which a restart keeps; rows that are zero are left out.
     pub packets: Vec<ReasonCount>,
     pub capacity: Vec<CapacityUse>,
 }
@@ -72,9 +72,9 @@ pub struct TrackingStatus {
     pub entries: FlowEntries,
     /// Entries that the flow table has.
     pub capacity: u64,
-    /// Openers that could not be pinned, since this daemon's start.
+    /// Openers that could not be pinned, since the maps were made.
     pub pins_failed: u64,
-    /// Flows that could not be learnt, or were given up for others, since this daemon's start.
+    /// Flows that could not be learnt, or were given up for others, since the maps were made.
     pub learning_lost: u64,
 }
 
