@@ -23,6 +23,7 @@ pub mod names {
     pub const CONTROL: &str = "CONTROL";
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub const REASON_COUNTERS: &str = "REASON_COUNTERS";
+    pub const EVENT_COUNTERS: &str = "EVENT_COUNTERS";
     pub const EGRESS: &str = "EGRESS";
     pub const IDENTITIES: &str = "IDENTITIES";
     pub const NODE: &str = "NODE";

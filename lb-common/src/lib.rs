@@ -15,6 +15,7 @@ pub mod address;
 pub mod checksum;
 pub mod decap;
 pub mod encap;
+pub mod event;
 pub mod flow;
 pub mod hash;
 #[cfg(not(target_arch = "bpf"))]

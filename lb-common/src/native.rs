@@ -6,6 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::abi::{Backend, BackendCounters, Node, ServiceBucket, ServiceEntry, control};
+use crate::event::Event;
 use crate::flow::{FlowEntry, WAYS};
 use crate::packet::Frame;
 use crate::process::{Forwarded, Tables};
@@ -88,6 +89,8 @@ pub struct MemoryTables {
     pub counters: RefCell<Vec<BackendCounters>>,
     pub flows: Vec<[Cell<u64>; WAYS]>,
     pub losses: Vec<Cell<u64>>,
+    /// By [`Event`].
+    pub events: [Cell<u64>; Event::ALL.len()],
     /// What the clock says, nanoseconds.
     pub clock: Cell<u64>,
 }
@@ -110,6 +113,7 @@ impl MemoryTables {
             counters: RefCell::new(vec![BackendCounters::default(); backends as usize]),
             flows: (0..FLOW_BUCKETS).map(|_| Default::default()).collect(),
             losses: vec![Cell::new(0); slots as usize],
+            events: Default::default(),
             clock: Cell::new(0),
         }
     }
@@ -182,6 +186,11 @@ impl FlowMemory for MemoryTables {
         if let Some(loss) = self.losses.get(slot as usize) {
             loss.set(at);
         }
+    }
+
+    fn count_event(&self, event: Event) {
+        let counter = &self.events[event as usize];
+        counter.set(counter.get() + 1);
     }
 }
 

@@ -111,7 +111,12 @@ fn forward<F: Frame, T: Tables>(
             slot: index,
             word,
         };
-        tables.track(&place, packet.kind)?
+        // A client's entry stands for all of its connections: one that opens or ends says nothing of the others.
+        let kind = match packet.kind {
+            Kind::Open | Kind::End if service.client_affinity => Kind::Other,
+            kind => kind,
+        };
+        tables.track(&place, kind)?
     };
     let (backend, route) = backend(tables, id, service.number)?;
     encapsulate(frame, packet, route, hash as u32)?;

@@ -6,6 +6,7 @@
 //!
 //! Pure but for [`FlowMemory`], each call of which is one access to memory that other CPUs and the daemon share.
 
+use crate::event::Event;
 use crate::flow::{
     Age, CLOSED_REST, FlowEntry, FlowState, REOPEN, SYN_REST, WAYS, bucket, slot_of_tag, tag,
 };
@@ -140,6 +141,8 @@ pub trait FlowMemory {
     fn table(&self, backend: u32) -> Option<TableWord>;
     /// Notes that a flow of this slot could not be remembered.
     fn stamp_loss(&self, slot: u32, at: u64);
+    /// Counts what could not be done; a packet's own CPU alone writes its counters, and no rule reads them.
+    fn count_event(&self, event: Event);
     // The kernel has these as functions of their own: its verifier then looks at each once, not at each of its uses.
 
     /// [`search`]
@@ -212,6 +215,11 @@ pub fn choose<M: FlowMemory>(memory: &M, place: &Place, kind: Kind) -> Result<u3
     }
     // Pin or default: an opener that is not remembered must go where a packet of an unknown flow goes.
     memory.stamp_loss(place.slot, clock);
+    memory.count_event(if kind == Kind::Open {
+        Event::PinFailed
+    } else {
+        Event::LearningLost
+    });
     if kind == Kind::Open && word.settling() {
         return Err(Reason::Settling);
     }
@@ -390,6 +398,7 @@ fn miss<M: FlowMemory>(
                 table.first_slot() + slot_of_tag(old.tag(), table.slots()),
                 clock,
             );
+            memory.count_event(Event::LearningLost);
         }
     }
     Decision::Store {

@@ -31,6 +31,7 @@ mod program {
     use lb_common::abi::{
         Backend, BackendCounters, FlowLine, Identity, Node, ServiceBucket, control,
     };
+    use lb_common::event::{EVENTS, Event};
     use lb_common::flow::{Age, FlowEntry, WAYS};
     use lb_common::packet::Frame as _;
     use lb_common::process::{Forwarded, Tables, Verdict, process};
@@ -63,6 +64,8 @@ mod program {
     static BACKEND_COUNTERS: Array<BackendCounters> = Array::with_max_entries(1, MMAPABLE);
     #[map]
     static REASON_COUNTERS: Array<u64> = Array::with_max_entries(REASONS, MMAPABLE);
+    #[map]
+    static EVENT_COUNTERS: Array<u64> = Array::with_max_entries(EVENTS, MMAPABLE);
     /// Interfaces that packets may be redirected to, by interface index.
     #[map]
     static EGRESS: DevMapHash = DevMapHash::with_max_entries(64, 0);
@@ -238,6 +241,15 @@ mod program {
             if let Some(loss) = LOSSES.get_ptr_mut(slot) {
                 // SAFETY: as in `head`; the latest of several stamps may win.
                 unsafe { loss.write_volatile(at) };
+            }
+        }
+
+        #[inline(always)]
+        fn count_event(&self, event: Event) {
+            let index = cpu().wrapping_mul(EVENTS).wrapping_add(event as u32);
+            if let Some(counter) = EVENT_COUNTERS.get_ptr_mut(index) {
+                // SAFETY: as in `refuse`.
+                unsafe { *counter += 1 };
             }
         }
     }

@@ -108,6 +108,35 @@ pub enum Tracking {
     Off,
 }
 
+/// How long what is known of a service's flows and backends holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowTimes {
+    /// A remembered flow may be silent for so long.
+    pub flow_idle: Duration,
+    /// G: a backend whose probes fail keeps its flows for so long.
+    pub grace: Duration,
+    /// D: a backend that is down or disabled is forgotten, and its flows with it, after so long.
+    pub hold_down: Duration,
+    /// A backend that was removed keeps its flows for so long.
+    pub linger: Duration,
+}
+
+impl FlowTimes {
+    /// What holds where nothing is said. Silence: 2 h 4 min for TCP (RFC 5382 REQ-5), five minutes for UDP (RFC 4787 REQ-5).
+    pub const fn usual(protocol: Protocol) -> Self {
+        let (flow_idle, grace) = match protocol {
+            Protocol::Tcp => (7_440, 30),
+            Protocol::Udp => (300, 0),
+        };
+        Self {
+            flow_idle: Duration::from_secs(flow_idle),
+            grace: Duration::from_secs(grace),
+            hold_down: Duration::from_secs(600),
+            linger: Duration::from_secs(60),
+        }
+    }
+}
+
 /// What happens to a service when no backend is eligible any more.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
@@ -197,9 +226,16 @@ pub struct BackendSpec {
     pub address: IpAddr,
     /// Share of new flows relative to the other backends; 0 = none.
     pub weight: u32,
+    /// Whose place in the lookup table it has; `None`: its own.
+    pub replaces: Option<IpAddr>,
 }
 
 impl BackendSpec {
+    /// What the lookup table is made from. Unique within the service.
+    pub fn identity(&self) -> IpAddr {
+        self.replaces.unwrap_or(self.address)
+    }
+
     pub const MAX_WEIGHT: u32 = 1_000;
 }
 
@@ -211,10 +247,11 @@ pub struct ServiceSpec {
     pub forward: Forward,
     pub affinity: Affinity,
     pub tracking: Tracking,
+    pub times: FlowTimes,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub health: HealthSpec,
-    /// Unique by address.
+    /// Unique by address, and by identity.
     pub backends: Vec<BackendSpec>,
 }
 
@@ -317,7 +354,7 @@ macro_rules! display_lowercase {
         }
     )*};
 }
-display_lowercase!(Admin, Health, Forward, OnEmpty, XdpMode);
+display_lowercase!(Admin, Health, Forward, OnEmpty, Tracking, XdpMode);
 
 impl fmt::Display for Affinity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -92,12 +92,17 @@ async fn every_change_reaches_the_owner_with_its_caller() {
     let backend = BackendAdd {
         address: "10.0.0.13".parse().unwrap(),
         weight: Some(5),
+        replaces: None,
     };
     client.backend_add("web", &backend).await.unwrap();
     client.backend_remove("dns6", v6).await.unwrap();
     let drain = AdminChange {
         admin: Admin::Draining,
         reason: Some("update".to_owned()),
+        drain: Some(DrainUntil {
+            until_empty: true,
+            timeout_seconds: Some(600),
+        }),
     };
     client.backend_admin("web", v4, &drain).await.unwrap();
     client
@@ -115,7 +120,10 @@ async fn every_change_reaches_the_owner_with_its_caller() {
             format!("{me} removes service dns6"),
             format!("{me} adds 10.0.0.13 to web, weight Some(5)"),
             format!("{me} removes 2001:db8::11 from dns6"),
-            format!("{me} makes 10.0.0.12 of web draining, reason Some(\"update\")"),
+            format!(
+                "{me} makes 10.0.0.12 of web draining, reason Some(\"update\"), \
+                 until DrainUntil {{ until_empty: true, timeout_seconds: Some(600) }}"
+            ),
             format!("{me} gives 2001:db8::11 of dns6 weight 7"),
             format!("{me} drops 2 run-time changes"),
             "detached from eth0".to_owned(),

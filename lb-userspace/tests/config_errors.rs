@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, ProbeKind,
-    Protocol, ServiceKey, ServiceSpec, TableSize, XdpMode,
+    Affinity, BackendSpec, Capacity, Config, FlowTimes, Forward, HealthSpec, NodeSpec, OnEmpty,
+    ProbeKind, Protocol, ServiceKey, ServiceSpec, TableSize, Tracking, XdpMode,
 };
 
 const REWRITE: &str = "SLUICE_REWRITE_ERRORS";
@@ -138,7 +138,8 @@ fn the_example_of_the_contract_is_understood() {
             },
             forward: Forward::Ipip,
             affinity: Affinity::FiveTuple,
-            tracking: lb_userspace::model::Tracking::Adaptive,
+            tracking: Tracking::Adaptive,
+            times: FlowTimes::usual(Protocol::Tcp),
             table_size: TableSize::Auto,
             on_empty: OnEmpty::Keep,
             health: HealthSpec {
@@ -156,6 +157,7 @@ fn the_example_of_the_contract_is_understood() {
             backends: vec![BackendSpec {
                 address: "10.0.0.11".parse().unwrap(),
                 weight: 1,
+                replaces: None,
             }],
         }],
     };
@@ -202,7 +204,8 @@ fn a_service_needs_a_name_and_a_vip_only() {
         },
         forward: Forward::Ipip,
         affinity: Affinity::FiveTuple,
-        tracking: lb_userspace::model::Tracking::Adaptive,
+        tracking: Tracking::Adaptive,
+        times: FlowTimes::usual(Protocol::Tcp),
         table_size: TableSize::Auto,
         on_empty: OnEmpty::Keep,
         health: HealthSpec::default(),
@@ -222,6 +225,10 @@ fn words_are_understood() {
         forward = "l2"
         affinity = "client-ip"
         tracking = "off"
+        flow_idle = "4h 30m"
+        grace = "500ms"
+        hold_down = "0s"
+        linger = "30m"
         table_size = 65537
         on_empty = "drop"
         backend = [{ address = "10.0.0.11", weight = 0 }, { address = "2001:db8::12", weight = 1_000 }]
@@ -240,6 +247,15 @@ fn words_are_understood() {
     assert_eq!(dns.affinity, Affinity::ClientIp);
     assert_eq!(dns.table_size, TableSize::Fixed(65_537));
     assert_eq!(dns.on_empty, OnEmpty::Drop);
+    let times = FlowTimes {
+        flow_idle: Duration::from_secs(16_200),
+        grace: Duration::from_millis(500),
+        hold_down: Duration::ZERO,
+        linger: Duration::from_secs(1_800),
+    };
+    assert_eq!((dns.tracking, dns.times), (Tracking::Off, times));
+    assert_eq!(services[1].times, FlowTimes::usual(Protocol::Tcp));
+    assert_eq!(services[2].times, FlowTimes::usual(Protocol::Udp));
     let weights: Vec<u32> = dns.backends.iter().map(|backend| backend.weight).collect();
     assert_eq!(weights, [0, 1_000]);
     // A TCP handshake says nothing about a UDP server.

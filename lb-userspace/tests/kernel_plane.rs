@@ -1,31 +1,26 @@
 //! The data plane in a real kernel: what a change looks like to packets that are being decided at the same moment. Needs root;
 //! without it every test is shown as ignored. Nothing is attached: packets are run with BPF_PROG_TEST_RUN, one at a time.
 
-use std::io;
+mod testrun;
+
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{Node, Route, ServiceEntry};
 use lb_common::address::Address;
-use lb_common::checksum;
-use lb_common::encap::Way;
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace, objects};
-use lb_userspace::model::{Affinity, Capacity, OnEmpty, Protocol, ServiceKey, TableSize};
+use lb_userspace::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize, Tracking};
 use lb_userspace::plan::{DesiredBackend, DesiredService, Installed};
 use libtest_mimic::{Arguments, Failed, Trial};
+use testrun::{Program, XDP_DROP, XDP_PASS, XDP_TX, key, mark, packet, route};
 
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
-/// Test packets come in by the loopback interface; a route through it is XDP_TX.
-const LOOPBACK: u32 = 1;
 /// How long packets run against changes, for each of the two proofs.
 const CHANGING: Duration = Duration::from_millis(2_500);
 
@@ -38,112 +33,6 @@ const SMALL: Capacity = Capacity {
 
 fn load(capacity: &Capacity) -> KernelDataPlane {
     KernelDataPlane::load(objects::BALANCER, "test", capacity).expect("the program loads")
-}
-
-/// The program by a descriptor of its own, so that packets run while the plane is changed.
-struct Program(OwnedFd);
-
-/// What BPF_PROG_TEST_RUN reads and writes: the head of `union bpf_attr` (linux/bpf.h, struct `test`).
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    program: u32,
-    action: u32,
-    size_in: u32,
-    size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    context: [u32; 2],
-    context_in: u64,
-    context_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    _pad: u32,
-}
-
-impl Program {
-    fn of(plane: &mut KernelDataPlane) -> Self {
-        let fd = plane.program().fd().expect("it is loaded");
-        Self(fd.as_fd().try_clone_to_owned().expect("a descriptor"))
-    }
-
-    /// Runs one packet; the verdict and the packet as it leaves.
-    fn run<'a>(&self, packet: &[u8], out: &'a mut [u8; 256]) -> (u32, &'a [u8]) {
-        const BPF_PROG_TEST_RUN: libc::c_int = 10;
-        let mut attr = TestRun {
-            program: self.0.as_raw_fd() as u32,
-            size_in: packet.len() as u32,
-            size_out: out.len() as u32,
-            data_in: packet.as_ptr() as u64,
-            data_out: out.as_mut_ptr() as u64,
-            repeat: 1,
-            ..TestRun::default()
-        };
-        // SAFETY: both buffers live through the call and are as long as said; the kernel writes `attr` and `out` only.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_TEST_RUN,
-                &raw mut attr,
-                size_of::<TestRun>(),
-            )
-        };
-        assert_eq!(result, 0, "test run: {}", io::Error::last_os_error());
-        (attr.action, &out[..attr.size_out as usize])
-    }
-}
-
-fn key(n: u16) -> ServiceKey {
-    ServiceKey {
-        vip: IpAddr::from([203, 0, (n >> 8) as u8, n as u8]),
-        port: 80,
-        protocol: Protocol::Tcp,
-    }
-}
-
-/// A TCP SYN to the service.
-fn packet(key: &ServiceKey, client: u8) -> Vec<u8> {
-    let IpAddr::V4(vip) = key.vip else {
-        panic!("services here are IPv4")
-    };
-    let mut packet = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 8, 0];
-    packet.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    packet.extend([198, 51, 100, client]);
-    packet.extend(vip.octets());
-    packet.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0]);
-    packet.extend([0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    packet
-}
-
-/// A route of which every byte that can be chosen says `mark`.
-fn route(mark: u8) -> Route {
-    let way = Way {
-        ifindex: LOOPBACK,
-        mtu: 1_500,
-        source_mac: [mark; 6],
-        destination_mac: [mark; 6],
-    };
-    let address = IpAddr::from([mark; 4]);
-    Route::ipip(&way, false, address, address).expect("one family")
-}
-
-/// The mark of a whole, valid outer header; anything else is a mixture.
-fn mark(packet: &[u8]) -> Result<u8, String> {
-    let header = packet.get(..34).ok_or("too short")?;
-    let mark = header[0];
-    let marked = [&header[..12], &header[26..34]].concat();
-    let mut ip: [u8; 20] = header[14..34].try_into().expect("20 bytes");
-    let stated = u16::from_be_bytes([ip[10], ip[11]]);
-    ip[10..12].fill(0);
-    let valid = checksum::finish(checksum::sum(&ip)) == stated;
-    if valid && ip[9] == 4 && marked.iter().all(|b| *b == mark) {
-        Ok(mark)
-    } else {
-        Err(format!("a torn header: {header:02x?}"))
-    }
 }
 
 fn apply(plane: &mut KernelDataPlane, operations: &[Operation]) {
@@ -232,6 +121,72 @@ fn operations_take_effect_and_are_counted() {
     assert_eq!(program.run(&syn, &mut out).0, XDP_DROP);
     apply(&mut plane, &[Operation::SetServices { entries: vec![] }]);
     assert_eq!(program.run(&syn, &mut out).0, XDP_PASS);
+}
+
+/// A flow table of one bucket, and a service whose slots all learn: backend 2 takes over from backend 1.
+fn learning(plane: &mut KernelDataPlane) {
+    let table = TableWord::new(0, 7, 70);
+    let backend = |id, status, byte| Operation::WriteBackend {
+        id,
+        service: 1,
+        status,
+        route: route(byte),
+        table,
+    };
+    let operations = [
+        backend(1, Status::Draining, 0xaa),
+        backend(2, Status::Active, 0xbb),
+        Operation::WriteSlots {
+            slots: (0..7)
+                .map(|i| (i, SlotWord::new(Mode::Learn, 2, 1, false)))
+                .collect(),
+        },
+        Operation::SetServices {
+            entries: entries(&[(key(1), 1, 0)]),
+        },
+    ];
+    apply(plane, &operations);
+}
+
+fn what_tracking_cannot_do_is_counted() {
+    let mut out = [0; 256];
+    let syn = |client| packet(&key(1), client);
+    let ack = |client| {
+        let mut packet = packet(&key(1), client);
+        packet[47] = 0x10;
+        packet
+    };
+    let mut sent = |program: &Program, packet: &[u8]| {
+        let (action, bytes) = program.run(packet, &mut out);
+        assert_eq!(action, XDP_TX);
+        mark(bytes)
+    };
+
+    let mut plane = load(&SMALL);
+    learning(&mut plane);
+    let program = Program::of(&mut plane);
+    for client in 1..=8 {
+        assert_eq!(sent(&program, &syn(client)), Ok(0xbb), "pinned to P");
+    }
+    let counted = |plane: &KernelDataPlane| {
+        Event::ALL
+            .iter()
+            .map(|e| plane.event_counter(*e))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counted(&plane), [0, 0]);
+    assert_eq!(sent(&program, &syn(9)), Ok(0xaa), "no room: to I");
+    assert_eq!(counted(&plane), [1, 0]);
+    assert_eq!(sent(&program, &ack(10)), Ok(0xaa));
+    assert_eq!(counted(&plane), [1, 1], "no room to learn it");
+
+    let mut plane = load(&SMALL);
+    learning(&mut plane);
+    let program = Program::of(&mut plane);
+    for client in 1..=9 {
+        assert_eq!(sent(&program, &ack(client)), Ok(0xaa));
+    }
+    assert_eq!(counted(&plane), [0, 1], "one was given up for another");
 }
 
 fn what_is_out_of_range_is_refused() {
@@ -369,6 +324,7 @@ fn a_service_stays_while_others_come_and_go() {
 fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     let backend = |n| DesiredBackend {
         address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -380,7 +336,8 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
     DesiredService {
         key,
         affinity: Affinity::FiveTuple,
-        tracking: lb_userspace::model::Tracking::Adaptive,
+        tracking: Tracking::Adaptive,
+        flow_idle: 1_734,
         table_size: size,
         on_empty: OnEmpty::Keep,
         backends: (1..=backends).map(backend).collect(),
@@ -399,6 +356,119 @@ fn go(
     apply(plane, &plan.operations);
     *installed = plan.after;
     (planned, started.elapsed() - planned)
+}
+
+/// `affinity = "client-ip"`: what is remembered is the client, and neither a new connection nor the end of one moves the others.
+fn a_clients_connections_stay_together() {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    const FIN: u8 = 0x11;
+    let mut plane = load(&SMALL);
+    let mut installed = Installed::new(SMALL);
+    let program = Program::of(&mut plane);
+    let send = |client: u8, port: u8, flags: u8| {
+        let mut packet = packet(&key(1), client);
+        packet[35] = port;
+        packet[47] = flags;
+        let mut out = [0; 256];
+        let (action, bytes) = program.run(&packet, &mut out);
+        assert_eq!(action, XDP_TX);
+        mark(bytes).expect("a whole header")
+    };
+    let mut wanted = desired(key(1), TableSize::Fixed(1_021), 3);
+    wanted.affinity = Affinity::ClientIp;
+    go(&mut plane, &mut installed, &[wanted.clone()]);
+    let before: Vec<u8> = (0..200).map(|client| send(client, 1, SYN)).collect();
+    assert!((1..=3).all(|n| before.contains(&n)));
+
+    wanted.backends[1].eligible = false;
+    wanted.backends[1].status = Status::Draining;
+    go(&mut plane, &mut installed, &[wanted.clone()]);
+    for (client, backend) in (0..).zip(&before) {
+        // Every other client is first met by an opener: it may have connections that are silent.
+        let first = if client % 2 == 0 { ACK } else { SYN };
+        for (port, flags) in [(1, first), (2, SYN), (2, ACK), (2, FIN), (3, SYN), (1, ACK)] {
+            let reached = send(client, port, flags);
+            assert_eq!(
+                reached, *backend,
+                "client {client}, port {port}, flags {flags:#x}"
+            );
+        }
+    }
+    // And so when it is back, and another one comes.
+    wanted.backends[1].eligible = true;
+    wanted.backends[1].status = Status::Active;
+    wanted
+        .backends
+        .extend(desired(key(1), TableSize::Fixed(1_021), 4).backends.pop());
+    go(&mut plane, &mut installed, &[wanted]);
+    for (client, backend) in (0..).zip(&before) {
+        assert_eq!(send(client, 4, SYN), *backend, "client {client}");
+    }
+}
+
+/// A pin from before a service was not tracked for a while must not win over the flow that there has been since.
+fn what_was_ignored_is_cleared() {
+    let mut plane = load(&SMALL);
+    let mut installed = Installed::new(SMALL);
+    let program = Program::of(&mut plane);
+    let mut out = [0; 256];
+    let syn = packet(&key(1), 1);
+    let mut ack = syn.clone();
+    ack[14 + 20 + 13] = 0x10;
+    let mut reached = |packet: &[u8]| {
+        let (action, bytes) = program.run(packet, &mut out);
+        assert_eq!(action, XDP_TX);
+        mark(bytes).expect("a whole header")
+    };
+    let wanted = |tracking, drained: Option<u8>| {
+        let mut service = desired(key(1), TableSize::Auto, 2);
+        service.tracking = tracking;
+        for backend in &mut service.backends {
+            if Some(backend.address) == drained.map(|n| IpAddr::from([10, 0, 0, n])) {
+                (backend.eligible, backend.status) = (false, Status::Draining);
+            }
+        }
+        [service]
+    };
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, None),
+    );
+    let old = reached(&syn);
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, Some(old)),
+    );
+    let pinned = reached(&syn);
+    assert_ne!(
+        pinned, old,
+        "an opener goes to the new primary, and is pinned"
+    );
+    go(&mut plane, &mut installed, &wanted(Tracking::Off, None));
+    assert_eq!(reached(&syn), old, "the pin is not looked at");
+
+    assert_eq!(plane.clear_unneeded().expect("a sweep"), 1);
+    assert_eq!(plane.clear_unneeded().expect("a sweep"), 0);
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, None),
+    );
+    go(
+        &mut plane,
+        &mut installed,
+        &wanted(Tracking::Adaptive, Some(old)),
+    );
+    assert_eq!(reached(&ack), old, "the open connection stays");
+    assert_eq!(
+        plane.clear_unneeded().expect("a sweep"),
+        0,
+        "what is learnt is needed"
+    );
+    assert_eq!(reached(&ack), old);
 }
 
 fn how_long_changes_take() {
@@ -455,6 +525,10 @@ fn main() {
             operations_take_effect_and_are_counted,
         ),
         test(
+            "what_tracking_cannot_do_is_counted",
+            what_tracking_cannot_do_is_counted,
+        ),
+        test(
             "what_is_out_of_range_is_refused",
             what_is_out_of_range_is_refused,
         ),
@@ -466,6 +540,11 @@ fn main() {
             "a_service_stays_while_others_come_and_go",
             a_service_stays_while_others_come_and_go,
         ),
+        test(
+            "a_clients_connections_stay_together",
+            a_clients_connections_stay_together,
+        ),
+        test("what_was_ignored_is_cleared", what_was_ignored_is_cleared),
         test("how_long_changes_take", how_long_changes_take),
     ];
     libtest_mimic::run(&arguments, tests).exit();

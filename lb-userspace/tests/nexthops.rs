@@ -361,6 +361,7 @@ fn check_finds_what_is_wrong() {
             forward: Forward::Ipip,
             affinity: Affinity::default(),
             tracking: lb_userspace::model::Tracking::Adaptive,
+            times: lb_userspace::model::FlowTimes::usual(Protocol::Tcp),
             table_size: TableSize::Auto,
             on_empty: OnEmpty::default(),
             health: HealthSpec::default(),
@@ -368,6 +369,7 @@ fn check_finds_what_is_wrong() {
                 .map(|address| BackendSpec {
                     address: address.parse().unwrap(),
                     weight: 1,
+                    replaces: None,
                 })
                 .into(),
         }],

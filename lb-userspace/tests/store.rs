@@ -32,6 +32,7 @@ fn drained(reason: &str) -> Overlay {
         reason: Some(reason.to_owned()),
         by: Some("ada".to_owned()),
         at: Some(1_760_000_000),
+        until: None,
     };
     let changed = state.change(|overlay, _, services| {
         let address = "10.0.0.11".parse().unwrap();

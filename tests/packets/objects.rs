@@ -8,6 +8,7 @@ use aya::maps::MapInfo;
 use aya::programs::Xdp;
 use aya_obj::Object;
 use lb_common::abi::{Backend, BackendCounters, FlowLine, ServiceBucket, control, names};
+use lb_common::event::EVENTS;
 use lb_common::reason::REASONS;
 use lb_common::slot::SlotWord;
 use lb_userspace::dataplane::{decap, objects};
@@ -95,6 +96,7 @@ fn balancer_maps() -> BTreeMap<&'static str, Shape> {
         (names::CONTROL, array::<u64>()),
         (names::BACKEND_COUNTERS, array::<BackendCounters>()),
         (names::REASON_COUNTERS, array::<u64>()),
+        (names::EVENT_COUNTERS, array::<u64>()),
         // struct bpf_devmap_val: interface, program.
         (names::EGRESS, (DEVMAP_HASH, 4, 8, 0)),
         // aya-log's.
@@ -171,6 +173,7 @@ fn loaded_maps() -> Result<()> {
         (names::CONTROL, control::WORDS),
         (names::BACKEND_COUNTERS, cpus * backends),
         (names::REASON_COUNTERS, cpus * REASONS),
+        (names::EVENT_COUNTERS, cpus * EVENTS),
     ]);
     let shapes = balancer_maps();
     let mut found = 0;

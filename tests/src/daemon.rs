@@ -8,7 +8,9 @@ use std::process::{ExitStatus, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lb_userspace::api::dto::{BackendDetail, Changed, ServiceDetail, ServiceSummary, Status};
+use lb_userspace::api::dto::{
+    BackendAdmin, BackendDetail, Changed, ServiceDetail, ServiceSummary, Status,
+};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
@@ -218,17 +220,24 @@ impl<'lab> Daemon<'lab> {
         self.cli_json(&["service", "show", name])
     }
 
+    /// Those that are part of the service: removed ones are listed, too, while they linger.
     pub fn backends(&self, service: &str) -> Result<Vec<BackendDetail>> {
+        Ok(wanted(self.listed(service)?))
+    }
+
+    fn listed(&self, service: &str) -> Result<Vec<BackendDetail>> {
         self.cli_json(&["backend", "list", service])
     }
 
     /// [`Daemon::backends`] over the control socket itself.
     pub fn watch_backends(&self, service: &str) -> Result<Vec<BackendDetail>> {
-        self.api(&format!("/v1/services/{service}/backends"))
+        let listed = self.api(&format!("/v1/services/{service}/backends"))?;
+        Ok(wanted(listed))
     }
 
+    /// One of them, or one that was removed and lingers.
     pub fn backend(&self, service: &str, address: IpAddr) -> Result<BackendDetail> {
-        self.backends(service)?
+        self.listed(service)?
             .into_iter()
             .find(|backend| backend.address == address)
             .with_context(|| format!("service {service} has no backend {address}"))
@@ -320,6 +329,11 @@ fn spawn(balancer: &Namespace, files: &Files) -> Result<Process> {
         .env("SLUICE_LOG", "debug,hyper=info,h2=info")
         .env("NO_COLOR", "1");
     Process::start("sluice run", command, &files.log)
+}
+
+fn wanted(mut listed: Vec<BackendDetail>) -> Vec<BackendDetail> {
+    listed.retain(|backend| backend.admin != BackendAdmin::Removed);
+    listed
 }
 
 /// Runs any CLI command in a namespace, against the daemon at `socket`.

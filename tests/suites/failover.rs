@@ -47,7 +47,6 @@ fn killed() -> Result<()> {
     let revived = Instant::now();
     victim.revive()?;
     daemon.wait_eligible("web", victim.v4(), true, limit(&lab, rise))?;
-    let returned = Instant::now();
     answers_from(&load, victim.name(), revived)?;
 
     let run = load.stop()?;
@@ -55,7 +54,8 @@ fn killed() -> Result<()> {
         run.failures().count() > 0,
         "nothing failed at all: the load did not reach the victim"
     );
-    ensure_failed_only_within(&run, &[(killed, moved), (revived, returned)])?;
+    // Not when it comes back: then only slots move.
+    ensure_failed_only_within(&run, &[(killed, moved)])?;
     nobody_reached(&run, victim.name(), moved, revived)
 }
 
@@ -66,7 +66,6 @@ fn unhealthy() -> Result<()> {
     let load = lab.client().start_load(web_vip(), RATE)?;
     answers_from(&load, victim.name(), Instant::now())?;
 
-    let failed = Instant::now();
     victim.set_health_status(503);
     daemon.wait_eligible("web", victim.v4(), false, limit(&lab, web(&lab).fall))?;
     let moved = Instant::now();
@@ -80,16 +79,10 @@ fn unhealthy() -> Result<()> {
     let healed = Instant::now();
     victim.set_health_status(200);
     daemon.wait_eligible("web", victim.v4(), true, limit(&lab, web(&lab).rise))?;
-    let returned = Instant::now();
     answers_from(&load, victim.name(), healed)?;
     let run = load.stop()?;
-    // The server never refused anything: at most what was open at the very moment of a change is lost.
-    let lost = run.failures().count();
-    ensure!(
-        lost <= 4,
-        "{lost} connections were lost with a backend that answers"
-    );
-    ensure_failed_only_within(&run, &[(failed, moved), (healed, returned)])?;
+    // The server never refused anything, and what was open when its slots moved stayed with it.
+    run.ensure_all_answered()?;
     nobody_reached(&run, victim.name(), moved, healed)
 }
 
@@ -142,7 +135,11 @@ fn all_fail() -> Result<()> {
     daemon.terminate()?;
     both_answer(&lab)?;
     daemon.restart()?;
-    ensure!(daemon.services()?[0].eligible == 0, "a probe succeeded");
+    both_answer(&lab)?;
+    // The new daemon takes over that both got flows, until it has looked for itself.
+    wait_until("no backend to be up", limit(&lab, web(&lab).fall), || {
+        Ok(daemon.services()?[0].eligible == 0)
+    })?;
     both_answer(&lab)
 }
 

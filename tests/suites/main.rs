@@ -6,6 +6,7 @@ mod config_errors;
 mod connections;
 mod control;
 mod counters;
+mod drain;
 mod edges;
 mod failover;
 mod forward;
@@ -16,6 +17,7 @@ mod passing;
 mod setup;
 mod spread;
 mod standing;
+mod tracking;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -98,11 +100,13 @@ fn main() -> Result<()> {
     failover::add(&mut suites);
     edges::add(&mut suites);
     counters::add(&mut suites);
+    drain::add(&mut suites);
     control::add(&mut suites);
     lifecycle::add(&mut suites);
     connections::add(&mut suites);
     overlay::add(&mut suites);
     standing::add(&mut suites);
+    tracking::add(&mut suites);
     passing::add(&mut suites);
     config_errors::add(&mut suites);
     libtest_mimic::run(&arguments, suites.trials).exit()

@@ -1,13 +1,14 @@
-//! What was attached stays attached: refused reloads, removed pins, interfaces made anew.
+//! What stands stays: attachments through refused reloads and removed pins, the way to a backend whose flows linger.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::config::{File, Service};
 use lab::interface::xdp_mode;
-use lab::{Lab, wait_until};
+use lab::{Daemon, Family, Lab, wait_until};
 
 use crate::Suites;
-use crate::setup::{probed_web, serving, web_vip};
+use crate::setup::{ECHO, probed_web, serving, web_vip};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -19,6 +20,11 @@ pub fn add(suites: &mut Suites) {
     );
     suites.case("standing", "removed_pin_is_attached_again", removed_pin);
     suites.case("standing", "detach_beside_a_daemon_is_refused", beside);
+    suites.case(
+        "standing",
+        "removed_backend_is_followed_to_another_mac",
+        another_mac,
+    );
 }
 
 /// Files that name other interfaces, and cannot be applied.
@@ -94,4 +100,34 @@ fn beside() -> Result<()> {
     .ensure(1, &["another sluice"])?;
     daemon.ensure_running()?;
     ensure_serving(&lab, Some("native"))
+}
+
+/// A removed backend keeps its connections for a minute, even if its machine has another address on the wire by then.
+fn another_mac() -> Result<()> {
+    let lab = serving(Lab::builder().backends(2))?;
+    let vip = Family::V4.vip_port(ECHO);
+    let chat = Service::tcp("chat", vip, lab.backends().iter().map(|b| b.v4()));
+    let daemon = Daemon::start(&lab, &File::new(vec![chat.probed()]))?;
+    let moves = lab.backend(2);
+    let mut connections = Vec::new();
+    for _ in 0..40 {
+        let mut connection = lab.client().connect(vip)?;
+        if connection.exchange("before")? == moves.name() {
+            connections.push(connection);
+        }
+    }
+    ensure!(connections.len() >= 5, "{} reach it", connections.len());
+
+    daemon.change(&["backend", "remove", "chat", &moves.v4().to_string()])?;
+    let namespace = moves.namespace();
+    // It says so, as a machine that takes over an address does.
+    namespace.sysctls(&[("ipv4/conf/eth0/arp_notify", "1")])?;
+    namespace.ip_batch("link set dev eth0 address 02:00:00:00:99:02\n")?;
+    for connection in &mut connections {
+        let name = connection.exchange("after")?;
+        ensure!(name == moves.name(), "a connection moved to {name}");
+    }
+    let newcomer = lab.client().connect(vip)?.exchange("new")?;
+    ensure!(newcomer != moves.name(), "it got a new connection");
+    Ok(())
 }

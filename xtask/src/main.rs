@@ -1,12 +1,13 @@
 //! Sluice's chores, run as `cargo xtask …`.
 //!
-//! Owns what surrounds the code: installing what a build needs, building and starting the demo, running every test
+//! Owns what surrounds the code: installing what a build needs, building and starting demo and simulator, running every test
 //! and adding up the results. Does not own how the BPF objects are built (lb-userspace/build) nor what a test does.
 
 mod demo;
 mod process;
 mod rebuilt;
 mod setup;
+mod simulate;
 mod suite;
 mod totals;
 mod workspace;
@@ -56,6 +57,21 @@ fn command() -> Command {
                 )),
         )
         .subcommand(
+            Command::new("simulate")
+                .about(
+                    "Simulate what changes, failures and floods break, and what remembering costs, beside other designs",
+                )
+                .after_help("Built with optimisations, needs no root. The scenarios are files in simulate/scenarios/.")
+                .arg(flag("json", "Print one JSON object"))
+                .arg(
+                    Arg::new("scenario")
+                        .long("scenario")
+                        .value_name("NAME")
+                        .action(ArgAction::Append)
+                        .help("Only this scenario (may be given again)"),
+                ),
+        )
+        .subcommand(
             Command::new("test")
                 .about("Run every test and sum the results up in one line")
                 .arg(
@@ -77,6 +93,11 @@ fn main() -> ExitCode {
         Some(("setup", _)) => setup::run().map(|()| true),
         Some(("demo", args)) => {
             demo::run(args.get_flag("json"), args.get_flag("release")).map(|()| true)
+        }
+        Some(("simulate", args)) => {
+            let scenarios = args.get_many::<String>("scenario").unwrap_or_default();
+            let scenarios: Vec<String> = scenarios.cloned().collect();
+            simulate::run(args.get_flag("json"), &scenarios)
         }
         Some(("test", args)) => suite::test(args.get_one::<String>("filter").map(String::as_str)),
         Some(("rebuilt", _)) => rebuilt::run().map(|()| true),

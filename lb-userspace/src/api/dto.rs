@@ -2,13 +2,14 @@
 //!
 //! Owns: request and response shapes. Does not own: who answers (`daemon`) or how they look on a terminal (`cli`).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use crate::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -28,7 +29,8 @@ pub struct Status {
     pub not_ready: Vec<String>,
     pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceSummary>,
-    /// Packets by verdict and reason since this daemon's start; rows that are zero are left out.
+    pub tracking: TrackingStatus,
+    /// Packets by verdict and reason since the maps were made, which a restart keeps; rows that are zero are left out.
     pub packets: Vec<ReasonCount>,
     pub capacity: Vec<CapacityUse>,
 }
@@ -61,6 +63,47 @@ pub struct CapacityUse {
     pub limit: u64,
 }
 
+/// How connections survive change just now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrackingStatus {
+    /// Slots of all services.
+    pub slots: SlotModes,
+    /// Remembered flows, as of the last sweep (every 4 s while there are any).
+    pub entries: FlowEntries,
+    /// Entries that the flow table has.
+    pub capacity: u64,
+    /// Openers that could not be pinned, since the maps were made.
+    pub pins_failed: u64,
+    /// Flows that could not be learnt, or were given up for others, since the maps were made.
+    pub learning_lost: u64,
+}
+
+/// Slots of lookup tables by mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotModes {
+    /// At rest: nothing is remembered.
+    pub steady: u64,
+    /// Flows are being remembered.
+    pub learn: u64,
+    /// Those that were remembered go on being followed.
+    pub residue: u64,
+}
+
+/// Entries of the flow table by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowEntries {
+    pub syn: u64,
+    pub learnt: u64,
+    pub established: u64,
+    pub closed: u64,
+}
+
+impl FlowEntries {
+    pub const fn sum(&self) -> u64 {
+        self.syn + self.learnt + self.established + self.closed
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceSummary {
     pub name: String,
@@ -74,6 +117,7 @@ pub struct ServiceSummary {
     /// Backends that may get new flows now.
     pub eligible: u32,
     pub table_size: u32,
+    pub slot_modes: SlotModes,
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
@@ -87,6 +131,16 @@ pub struct ServiceDetail {
     #[serde(flatten)]
     pub summary: ServiceSummary,
     pub affinity: Affinity,
+    /// Which flows are remembered.
+    pub tracking: Tracking,
+    /// Seconds that a remembered flow may be silent.
+    pub flow_idle_seconds: f64,
+    /// Seconds that a backend whose probes fail keeps its flows.
+    pub grace_seconds: f64,
+    /// Seconds after which a backend that is down or disabled is forgotten.
+    pub hold_down_seconds: f64,
+    /// Seconds that a backend which was removed keeps its flows.
+    pub linger_seconds: f64,
     pub on_empty: OnEmpty,
     /// One line, for example `http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3`.
     pub health: String,
@@ -100,15 +154,23 @@ pub struct BackendDetail {
     pub service: String,
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Whose place in the lookup table it has; `None`: its own.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
     /// The id in the data plane; unique per (service, backend).
     pub id: u32,
     pub weight: u32,
-    pub admin: Admin,
+    pub admin: BackendAdmin,
     /// Reason given with the last drain, disable or activate.
     pub admin_reason: Option<String>,
     /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).
     pub admin_by: Option<String>,
     pub admin_at: Option<u64>,
+    /// Of a drain that ends by itself: when.
+    pub drain: Option<DrainStatus>,
+    /// Of a removed one: after how many seconds its flows are forgotten.
+    pub forgotten_in_seconds: Option<u64>,
     pub health: Health,
     /// What the last probe said, for example `connection refused`, `HTTP 503`.
     pub health_reason: Option<String>,
@@ -122,11 +184,67 @@ pub struct BackendDetail {
     pub next_hop: Option<String>,
     /// Slots of the lookup table that name it.
     pub slots: u32,
+    /// Flows of it that are remembered, as of the last sweep; ended ones not counted. Flows of slots at rest are not remembered.
+    pub flows_remembered: u64,
+    /// Slots that send new or unknown flows to it. Once a backend that drains has none, `flows_remembered` are all it has left;
+    /// until then it has at least so many.
+    pub slots_unlearnt: u64,
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
     /// `file` or `runtime`.
     pub origin: String,
+}
+
+/// What the operator wants of one backend, those included that he removed and whose flows linger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendAdmin {
+    Active,
+    /// Gets no new flows.
+    Draining,
+    /// Gets no packets.
+    Disabled,
+    /// Gets no new flows, and is forgotten soon.
+    Removed,
+}
+
+impl From<Admin> for BackendAdmin {
+    fn from(admin: Admin) -> Self {
+        match admin {
+            Admin::Active => Self::Active,
+            Admin::Draining => Self::Draining,
+            Admin::Disabled => Self::Disabled,
+        }
+    }
+}
+
+impl PartialEq<Admin> for BackendAdmin {
+    fn eq(&self, admin: &Admin) -> bool {
+        *self == Self::from(*admin)
+    }
+}
+
+impl fmt::Display for BackendAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Disabled => "disabled",
+            Self::Removed => "removed",
+        })
+    }
+}
+
+/// When a drain ends by itself: the backend is disabled then. Whichever comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainStatus {
+    /// When no flow is left.
+    pub until_empty: bool,
+    /// This long after it was asked for …
+    pub timeout_seconds: Option<u64>,
+    /// … that is in so many seconds.
+    pub ends_in_seconds: Option<u64>,
 }
 
 /// `POST /v1/services`. The same keys and values as a `[[service]]` of sluice.toml.
@@ -144,8 +262,13 @@ pub struct ServiceAdd {
 pub struct BackendAdd {
     #[schema(value_type = String, example = "10.0.0.11")]
     pub address: IpAddr,
+    /// Default: 1, or that of the backend it replaces.
     #[serde(default)]
     pub weight: Option<u32>,
+    /// A backend of the service whose place in the lookup table it takes, and which is removed thereby.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10.0.0.12")]
+    pub replaces: Option<IpAddr>,
 }
 
 /// `PUT /v1/services/{name}/backends/{address}/admin`
@@ -155,6 +278,21 @@ pub struct AdminChange {
     pub admin: Admin,
     #[serde(default)]
     pub reason: Option<String>,
+    /// With `draining`: when the drain ends by itself. Without it, a drain that is in force goes on as it is.
+    #[serde(default)]
+    pub drain: Option<DrainUntil>,
+}
+
+/// When a drain ends by itself, and the backend is disabled; at least one of the two, whichever comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainUntil {
+    /// When no flow is left.
+    #[serde(default)]
+    pub until_empty: bool,
+    /// This long after now: a second to a year.
+    #[serde(default)]
+    pub timeout_seconds: Option<u64>,
 }
 
 /// `PUT /v1/services/{name}/backends/{address}/weight`
@@ -177,6 +315,16 @@ pub struct Changed {
     pub slots_moved_in_excess: u64,
 }
 
+/// What `sluice backend drain --json` prints after it has waited; no route answers with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Drained {
+    /// Of the request; `message` says how the drain ended.
+    #[serde(flatten)]
+    pub changed: Changed,
+    /// The backend as it was when the drain had ended.
+    pub backend: BackendDetail,
+}
+
 /// `GET /v1/overlay`: in what the state that holds differs from the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OverlayDiff {
@@ -196,7 +344,7 @@ pub struct Difference {
     pub backend: Option<IpAddr>,
     /// What the file says, for example `weight 1`; `None`: nothing.
     pub file: Option<String>,
-    /// What holds, for example `weight 3`, `draining`; `None`: it is gone.
+    /// What holds, for example `weight 3`, `draining`, `draining until empty, for 10m at most`; `None`: it is gone.
     pub now: Option<String>,
     pub reason: Option<String>,
     /// Who asked for it (user name or uid) and when (seconds since the Unix epoch).
@@ -211,6 +359,8 @@ pub enum DifferenceKind {
     ServiceRemoved,
     BackendAdded,
     BackendRemoved,
+    /// Whose place in the lookup table a backend has.
+    Place,
     Weight,
     /// Draining or disabled. No key of the file says that, so `sluice save` leaves it out.
     Admin,

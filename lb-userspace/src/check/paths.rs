@@ -210,6 +210,7 @@ mod tests {
             forward,
             affinity: Affinity::default(),
             tracking: crate::model::Tracking::Adaptive,
+            times: crate::model::FlowTimes::usual(Protocol::Tcp),
             table_size: TableSize::Auto,
             on_empty: OnEmpty::default(),
             health: HealthSpec::default(),
@@ -218,6 +219,7 @@ mod tests {
                 .map(|address| BackendSpec {
                     address: address.parse().unwrap(),
                     weight: 1,
+                    replaces: None,
                 })
                 .collect(),
         }

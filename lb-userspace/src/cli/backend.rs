@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use comfy_table::Cell;
 
 use super::output::{Style, Tone, bytes, count};
-use super::{Failure, Json, address, output, wait};
+use super::{Failure, Json, address, drain, output, wait};
 use crate::api::client::Client;
-use crate::api::dto::{AdminChange, BackendAdd, BackendDetail, WeightChange};
+use crate::api::dto::{AdminChange, BackendAdd, BackendAdmin, BackendDetail, WeightChange};
 use crate::model::{Admin, BackendSpec, Health};
 
 /// List backends; add, remove, drain, activate, disable and weigh them
@@ -18,8 +18,7 @@ use crate::model::{Admin, BackendSpec, Health};
 #[command(after_help = "\
 Taking a backend out for maintenance:
   sluice backend drain web 10.0.0.12 --reason 'kernel update'    New flows go elsewhere
-  sluice backend list web                                        Wait until PACKETS stands still
-  sluice backend disable web 10.0.0.12 --reason 'kernel update'  No packets at all
+  sluice backend drain web 10.0.0.12 --until-empty --timeout 2h  Wait until its flows have ended, then no packets at all
   sluice backend activate web 10.0.0.12                          Back to work")]
 pub struct BackendArgs {
     #[command(flatten)]
@@ -39,13 +38,16 @@ enum BackendVerb {
     Add {
         #[command(flatten)]
         backend: Backend,
-        /// Its share of new flows relative to the other backends [default: 1]
+        /// Its share of new flows relative to the other backends [default: 1, or that of the one it replaces]
         #[arg(long, value_parser = weight())]
         weight: Option<u32>,
+        /// Take the place of this backend in the lookup table, so that only its slots move, and remove it
+        #[arg(long, value_name = "OLD", value_parser = address::ip)]
+        replaces: Option<IpAddr>,
     },
-    /// Remove a backend from a service: new flows go elsewhere at once, open ones within 60 s
+    /// Remove a backend from a service: new flows go elsewhere at once, open ones after the service's `linger`
     ///
-    /// Connections that are open after these 60 s go elsewhere and are reset there: to let them end, drain first. With
+    /// Connections that are open after these 60 s (`linger`) go elsewhere and are reset there: to let them end, drain first. With
     /// tracking = "off" they go elsewhere at once.
     Remove {
         #[command(flatten)]
@@ -53,15 +55,12 @@ enum BackendVerb {
     },
     /// Send new flows elsewhere, with a reason; open ones stay until they end
     ///
-    /// For UDP, new flows go elsewhere only after about five minutes. With tracking = "off" open flows go elsewhere, too, at once. A
-    /// restart of the daemon forgets open connections of draining backends. When no other backend is left and the service says
-    /// on_empty = "keep", the table stays as it is.
-    Drain {
-        #[command(flatten)]
-        backend: Backend,
-        #[command(flatten)]
-        reason: Reason,
-    },
+    /// For UDP, new flows go elsewhere only after about five minutes. With tracking = "off" open flows go elsewhere, too, at once. When
+    /// no other backend is left and the service says on_empty = "keep", the table stays as it is.
+    ///
+    /// With --until-empty or --timeout the drain ends by itself, whether somebody waits for it or not: the backend is disabled then,
+    /// also if it is the last one. A drain that is in force can be given either later; `sluice backend activate` cancels it.
+    Drain(drain::DrainArgs),
     /// Let a drained or disabled backend have new flows again
     Activate {
         #[command(flatten)]
@@ -87,19 +86,19 @@ enum BackendVerb {
 }
 
 #[derive(Debug, Args)]
-struct Backend {
+pub struct Backend {
     /// The service's name
-    service: String,
+    pub service: String,
     /// The backend's address, for example 10.0.0.11 or 2001:db8::11
     #[arg(value_parser = address::ip)]
-    address: IpAddr,
+    pub address: IpAddr,
 }
 
 #[derive(Debug, Args)]
-struct Reason {
+pub struct Reason {
     /// Why, for whoever looks next; kept with your name and the time
     #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 fn weight() -> clap::builder::RangedI64ValueParser<u32> {
@@ -112,6 +111,7 @@ pub fn run(args: BackendArgs, client: &Client) -> Result<(), Failure> {
         let change = AdminChange {
             admin,
             reason: reason.reason,
+            drain: None,
         };
         wait(client.backend_admin(&backend.service, backend.address, &change))
     };
@@ -123,17 +123,22 @@ pub fn run(args: BackendArgs, client: &Client) -> Result<(), Failure> {
             }
             return output::print(&table(&backends, None, Style::stdout()));
         }
-        BackendVerb::Add { backend, weight } => {
+        BackendVerb::Add {
+            backend,
+            weight,
+            replaces,
+        } => {
             let add = BackendAdd {
                 address: backend.address,
                 weight,
+                replaces,
             };
             wait(client.backend_add(&backend.service, &add))
         }
         BackendVerb::Remove { backend } => {
             wait(client.backend_remove(&backend.service, backend.address))
         }
-        BackendVerb::Drain { backend, reason } => set(backend, Admin::Draining, reason),
+        BackendVerb::Drain(args) => return drain::run(args, client, json),
         BackendVerb::Activate { backend, reason } => set(backend, Admin::Active, reason),
         BackendVerb::Disable { backend, reason } => set(backend, Admin::Disabled, reason),
         BackendVerb::Weight { backend, weight } => {
@@ -158,6 +163,7 @@ pub fn table(backends: &[BackendDetail], table_size: Option<u32>, style: Style) 
         "HEALTH",
         "ELIGIBLE",
         "SLOTS",
+        "LEFT",
         "FLOWS",
         "PACKETS",
         "BYTES",
@@ -185,6 +191,7 @@ pub fn table(backends: &[BackendDetail], table_size: Option<u32>, style: Style) 
                     style.cell("no", Tone::Bad)
                 },
                 Cell::new(count(u64::from(backend.slots))),
+                Cell::new(left(backend)),
                 Cell::new(count(backend.flows)),
                 Cell::new(count(backend.packets)),
                 Cell::new(bytes(backend.bytes)),
@@ -193,17 +200,27 @@ pub fn table(backends: &[BackendDetail], table_size: Option<u32>, style: Style) 
         })
         .collect();
     let numbers: &[usize] = match table_size {
-        Some(_) => &[0, 2, 6, 7, 8, 9],
-        None => &[2, 6, 7, 8, 9],
+        Some(_) => &[0, 2, 6, 7, 8, 9, 10],
+        None => &[2, 6, 7, 8, 9, 10],
     };
     style.table(&header, numbers, rows)
 }
 
-fn tone_of_admin(admin: Admin) -> Tone {
+/// How many flows a backend that gets no new ones still has; of others only those of slots in change are remembered.
+pub fn left(backend: &BackendDetail) -> String {
+    let known = count(backend.flows_remembered);
+    match backend.admin {
+        BackendAdmin::Active => String::new(),
+        _ if backend.slots_unlearnt == 0 => known,
+        _ => format!("≥ {known}"),
+    }
+}
+
+fn tone_of_admin(admin: BackendAdmin) -> Tone {
     match admin {
-        Admin::Active => Tone::Plain,
-        Admin::Draining => Tone::Doubtful,
-        Admin::Disabled => Tone::Bad,
+        BackendAdmin::Active => Tone::Plain,
+        BackendAdmin::Draining | BackendAdmin::Removed => Tone::Doubtful,
+        BackendAdmin::Disabled => Tone::Bad,
     }
 }
 
@@ -215,12 +232,16 @@ fn tone_of_health(health: Health) -> Tone {
     }
 }
 
-/// Why it is not eligible; else what is wrong although it is.
-fn note(backend: &BackendDetail) -> &str {
+/// Why it is not eligible, or when it drains no more; else what is wrong although it is.
+fn note(backend: &BackendDetail) -> String {
     let unwell = backend.health != Health::Up;
-    backend
+    let why = backend
         .not_eligible
         .as_deref()
         .or(backend.health_reason.as_deref().filter(|_| unwell))
-        .unwrap_or_default()
+        .unwrap_or_default();
+    match &backend.drain {
+        Some(drain) => format!("{why}; {}", drain::ends(drain)),
+        None => why.to_owned(),
+    }
 }

@@ -9,6 +9,7 @@ mod check;
 mod completions;
 mod control;
 mod decap;
+mod drain;
 mod log;
 mod output;
 mod overlay;

@@ -148,6 +148,7 @@ fn table(differences: &[Difference], style: Style) -> String {
                 DifferenceKind::ServiceRemoved => ("service removed", Tone::Bad),
                 DifferenceKind::BackendAdded => ("backend added", Tone::Good),
                 DifferenceKind::BackendRemoved => ("backend removed", Tone::Bad),
+                DifferenceKind::Place => ("place", Tone::Plain),
                 DifferenceKind::Weight => ("weight", Tone::Plain),
                 DifferenceKind::Admin => ("state", Tone::Doubtful),
             };

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -12,10 +13,11 @@ use serde_json::{Map, Value, json};
 
 use super::address::{self, Vip};
 use super::output::{Style, Tone, bytes, count, duration, tone_of_eligible};
-use super::{Failure, Json, backend, output, status, wait};
+use super::{Failure, Json, backend, drain, output, status, wait};
 use crate::api::client::Client;
-use crate::api::dto::{ServiceAdd, ServiceDetail};
+use crate::api::dto::{BackendAdmin, ServiceAdd, ServiceDetail};
 use crate::api::server::BODY_LIMIT;
+use crate::model::Tracking;
 
 /// List, show, add and remove services
 #[derive(Debug, Args)]
@@ -72,6 +74,21 @@ struct AddArgs {
     /// What is hashed: connections one by one, or all of a client alike
     #[arg(long, value_parser = ["5-tuple", "client-ip"])]
     affinity: Option<String>,
+    /// Which flows are remembered: those that a change could break, all, or none
+    #[arg(long, value_parser = ["adaptive", "always", "off"])]
+    tracking: Option<String>,
+    /// How long a remembered flow may be silent, for example 2h [default: 7440s for TCP, 300s for UDP]
+    #[arg(long, value_name = "TIME", value_parser = duration_text)]
+    flow_idle: Option<String>,
+    /// How long a backend whose probes fail keeps its flows [default: 30s for TCP, 0s for UDP]
+    #[arg(long, value_name = "TIME", value_parser = duration_text)]
+    grace: Option<String>,
+    /// After how long a backend that is down or disabled is forgotten, and its flows with it [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = duration_text)]
+    hold_down: Option<String>,
+    /// How long a backend that is removed keeps its flows [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = duration_text)]
+    linger: Option<String>,
     /// Slots of the lookup table, fixed for the service's life: auto, 1021, 4093, 16381 or 65537
     #[arg(long, value_name = "SIZE", value_parser = table_size)]
     table_size: Option<Value>,
@@ -104,8 +121,8 @@ struct AddArgs {
     backends: Vec<(IpAddr, Option<u32>)>,
     /// Take the whole service from a file (`-`: stdin): a `[[service]]` table as JSON
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "name", "vip", "vip_option", "protocol", "forward", "affinity", "table_size", "on_empty",
-        "health", "backends",
+        "name", "vip", "vip_option", "protocol", "forward", "affinity", "tracking", "flow_idle", "grace",
+        "hold_down", "linger", "table_size", "on_empty", "health", "backends",
     ])]
     from_json: Option<PathBuf>,
 }
@@ -186,6 +203,11 @@ impl AddArgs {
         service.insert("protocol".to_owned(), json!(protocol));
         insert(&mut service, "forward", self.forward);
         insert(&mut service, "affinity", self.affinity);
+        insert(&mut service, "tracking", self.tracking);
+        insert(&mut service, "flow_idle", self.flow_idle);
+        insert(&mut service, "grace", self.grace);
+        insert(&mut service, "hold_down", self.hold_down);
+        insert(&mut service, "linger", self.linger);
         insert(&mut service, "table_size", self.table_size);
         insert(&mut service, "on_empty", self.on_empty);
         if self.health.is_some() {
@@ -268,9 +290,14 @@ fn render(service: &ServiceDetail, style: Style) -> String {
             "eligible",
             format!("{eligible}; when none is left: {}", service.on_empty),
         ),
+        ("tracking", tracking(service)),
         (
             "lookup table",
-            format!("{} slots, {digest}", count(u64::from(summary.table_size))),
+            format!(
+                "{} slots ({}), {digest}",
+                count(u64::from(summary.table_size)),
+                status::modes(&summary.slot_modes)
+            ),
         ),
         (
             "traffic",
@@ -307,9 +334,31 @@ fn render(service: &ServiceDetail, style: Style) -> String {
     text
 }
 
+/// Which flows are remembered, and for how long what is known holds.
+fn tracking(service: &ServiceDetail) -> String {
+    let time = |seconds: f64| {
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        humantime::format_duration(time).to_string()
+    };
+    if service.tracking == Tracking::Off {
+        return "off".to_owned();
+    }
+    format!(
+        "{}; flows may be silent for {}, failing backends keep them for {}, removed ones for {}, those down for {} are forgotten",
+        service.tracking,
+        time(service.flow_idle_seconds),
+        time(service.grace_seconds),
+        time(service.linger_seconds),
+        time(service.hold_down_seconds)
+    )
+}
+
 /// What is known beyond the table: the way to the backend, and who set its admin state.
 fn backend_notes(backend: &crate::api::dto::BackendDetail) -> String {
     let mut notes = Vec::new();
+    if let Some(old) = &backend.replaces {
+        notes.push(format!("in the place of {old}"));
+    }
     if let Some(next_hop) = &backend.next_hop {
         notes.push(format!("through {next_hop}"));
     }
@@ -322,6 +371,19 @@ fn backend_notes(backend: &crate::api::dto::BackendDetail) -> String {
             .admin_at
             .map_or(String::new(), |at| format!(" at {}", output::moment(at)));
         notes.push(format!("made {} by {by}{when}{reason}", backend.admin));
+    }
+    if let Some(drain) = &backend.drain {
+        notes.push(drain::ends(drain));
+    }
+    if !matches!(backend.admin, BackendAdmin::Active) || backend.flows_remembered > 0 {
+        let flows = count(backend.flows_remembered);
+        notes.push(match backend.slots_unlearnt {
+            0 => format!("{flows} flows remembered: all it has"),
+            slots => format!(
+                "{flows} flows remembered, and those of {} slots that have not spoken since",
+                count(slots)
+            ),
+        });
     }
     if let (Some(reason), Some(since)) = (&backend.health_reason, backend.health_since_seconds) {
         let since = duration(since);

@@ -8,9 +8,11 @@ use comfy_table::Cell;
 use super::output::{Style, Tone, bytes, count, duration, moment, tone_of_eligible};
 use super::{Failure, Json, output, wait};
 use crate::api::client::Client;
-use crate::api::dto::{CapacityUse, InterfaceStatus, ReasonCount, ServiceSummary, Status};
+use crate::api::dto::{
+    CapacityUse, InterfaceStatus, ReasonCount, ServiceSummary, SlotModes, Status, TrackingStatus,
+};
 
-/// Show the daemon, its interfaces, services, packet counters and capacity
+/// Show the daemon, its interfaces, services, remembered flows, packet counters and capacity
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -58,6 +60,7 @@ fn render(status: &Status, style: Style) -> String {
     } else {
         section(&mut text, services(&status.services, style));
     }
+    section(&mut text, tracking(&status.tracking, style));
     if !status.packets.is_empty() {
         section(&mut text, packets(&status.packets, style));
     }
@@ -121,7 +124,8 @@ fn interfaces(interfaces: &[InterfaceStatus], style: Style) -> String {
 /// The table of `status` and of `service list`.
 pub fn services(services: &[ServiceSummary], style: Style) -> String {
     let header = [
-        "SERVICE", "VIP", "FORWARD", "ELIGIBLE", "SLOTS", "FLOWS", "PACKETS", "BYTES", "ORIGIN",
+        "SERVICE", "VIP", "FORWARD", "ELIGIBLE", "SLOTS", "LEARN", "RESIDUE", "FLOWS", "PACKETS",
+        "BYTES", "ORIGIN",
     ];
     let rows = services
         .iter()
@@ -135,6 +139,8 @@ pub fn services(services: &[ServiceSummary], style: Style) -> String {
                     tone_of_eligible(service.eligible, service.backends),
                 ),
                 Cell::new(count(u64::from(service.table_size))),
+                Cell::new(count(service.slot_modes.learn)),
+                Cell::new(count(service.slot_modes.residue)),
                 Cell::new(count(service.flows)),
                 Cell::new(count(service.packets)),
                 Cell::new(bytes(service.bytes)),
@@ -142,7 +148,95 @@ pub fn services(services: &[ServiceSummary], style: Style) -> String {
             ]
         })
         .collect();
-    style.table(&header, &[3, 4, 5, 6, 7], rows)
+    style.table(&header, &[3, 4, 5, 6, 7, 8, 9], rows)
+}
+
+/// How connections survive change just now.
+fn tracking(tracking: &TrackingStatus, style: Style) -> String {
+    let entries = &tracking.entries;
+    let states = format!(
+        "{} syn, {} learnt, {} established, {} closed",
+        count(entries.syn),
+        count(entries.learnt),
+        count(entries.established),
+        count(entries.closed)
+    );
+    let row =
+        |what, now, share, detail| vec![Cell::new(what), Cell::new(now), share, Cell::new(detail)];
+    // Whoever sees the first of these wants to know it: at rest, and with room, there are none.
+    let lost = |what, times, meaning| {
+        let tone = if times > 0 {
+            Tone::Doubtful
+        } else {
+            Tone::Plain
+        };
+        vec![
+            Cell::new(what),
+            style.cell(count(times), tone),
+            Cell::new(""),
+            Cell::new(meaning),
+        ]
+    };
+    let slots = tracking.slots;
+    let changing = slots.learn + slots.residue;
+    let all = slots.steady + changing;
+    let rows = vec![
+        row(
+            "slots in change",
+            count(changing),
+            share(changing, all, Tone::Plain, style),
+            modes(&slots),
+        ),
+        row(
+            "flows remembered",
+            count(entries.sum()),
+            share(
+                entries.sum(),
+                tracking.capacity,
+                tone_of_fill(entries.sum(), tracking.capacity),
+                style,
+            ),
+            states,
+        ),
+        lost(
+            "failed pins",
+            tracking.pins_failed,
+            "openers that found the flow table full",
+        ),
+        lost(
+            "lost learning",
+            tracking.learning_lost,
+            "other flows that did",
+        ),
+    ];
+    style.table(&["TRACKING", "NOW", "SHARE", "DETAIL"], &[1, 2], rows)
+}
+
+/// `1,000 steady, 21 learn, 0 residue`
+pub fn modes(slots: &SlotModes) -> String {
+    format!(
+        "{} steady, {} learn, {} residue",
+        count(slots.steady),
+        count(slots.learn),
+        count(slots.residue)
+    )
+}
+
+fn share(part: u64, whole: u64, tone: Tone, style: Style) -> Cell {
+    let percent = match whole {
+        0 => 0.0,
+        _ => part as f64 * 100.0 / whole as f64,
+    };
+    style.cell(format!("{percent:.1} %"), tone)
+}
+
+/// Beyond a quarter, buckets begin to be full here and there (docs/config.md, `flows`).
+const fn tone_of_fill(used: u64, capacity: u64) -> Tone {
+    if used.saturating_mul(4) > capacity {
+        Tone::Doubtful
+    } else {
+        Tone::Plain
+    }
 }
 
 fn packets(reasons: &[ReasonCount], style: Style) -> String {

@@ -51,6 +51,10 @@ pub(super) static SERVICE: Shape = Shape {
         "forward",
         "affinity",
         "tracking",
+        "flow_idle",
+        "grace",
+        "hold_down",
+        "linger",
         "table_size",
         "on_empty",
         "health",
@@ -65,7 +69,7 @@ pub(super) static HEALTH: Shape = Shape {
 };
 pub(super) static BACKEND: Shape = Shape {
     header: "[[service.backend]]",
-    keys: &["address", "weight"],
+    keys: &["address", "weight", "replaces"],
 };
 static SHAPES: [&Shape; 8] = [
     &ROOT, &NODE, &CAPACITY, &API, &METRICS, &SERVICE, &HEALTH, &BACKEND,

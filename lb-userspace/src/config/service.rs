@@ -1,16 +1,25 @@
 //! One `[[service]]`: VIP, forwarding, table and backends. Its health is in `health`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::error::Problems;
 use super::health;
 use super::raw::{Node, Value};
 use super::read::{BACKEND, Field, SERVICE, Section};
 use crate::model::{
-    Affinity, BackendSpec, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec, TableSize, Tracking,
+    Affinity, BackendSpec, FlowTimes, Forward, OnEmpty, Protocol, ServiceKey, ServiceSpec,
+    TableSize, Tracking,
 };
 
 const MAX_NAME: usize = 63;
+/// The age of a flow entry turns around after 4 h 52 min; whoever was silent for too long must have been cleared by then, by a sweep
+/// that may be late.
+const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(8)..=Duration::from_secs(16_200);
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+const LINGER: RangeInclusive<Duration> = HOLD_DOWN;
 const VIP_EXAMPLE: &str =
     "an address and a port, like \"203.0.113.10:80\" or \"[2001:db8::1]:443\"";
 
@@ -80,10 +89,15 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
     let tracking = section
         .field("tracking")
         .and_then(|field| {
-            let known = [("adaptive", Tracking::Adaptive), ("off", Tracking::Off)];
-            field.choice(&known, &["always"], problems)
+            let known = [
+                ("adaptive", Tracking::Adaptive),
+                ("always", Tracking::Always),
+                ("off", Tracking::Off),
+            ];
+            field.choice(&known, &[], problems)
         })
         .unwrap_or_default();
+    let times = times(&section, protocol, problems);
     let on_empty = section
         .field("on_empty")
         .and_then(|field| {
@@ -117,6 +131,7 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
             forward,
             affinity,
             tracking,
+            times,
             table_size,
             on_empty,
             health,
@@ -227,6 +242,21 @@ pub fn unusable(address: IpAddr) -> Option<&'static str> {
     }
 }
 
+fn times(section: &Section, protocol: Option<Protocol>, problems: &mut Problems) -> FlowTimes {
+    let mut times = FlowTimes::usual(protocol.unwrap_or(Protocol::Tcp));
+    for (key, range, time) in [
+        ("flow_idle", FLOW_IDLE, &mut times.flow_idle),
+        ("grace", GRACE, &mut times.grace),
+        ("hold_down", HOLD_DOWN, &mut times.hold_down),
+        ("linger", LINGER, &mut times.linger),
+    ] {
+        if let Some(field) = section.field(key) {
+            *time = field.duration(range, problems).unwrap_or(*time);
+        }
+    }
+    times
+}
+
 fn table_size(section: &Section, backends: usize, problems: &mut Problems) -> TableSize {
     let Some(field) = section.field("table_size") else {
         return TableSize::Auto;
@@ -258,7 +288,7 @@ fn table_size(section: &Section, backends: usize, problems: &mut Problems) -> Ta
 
 fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> Vec<BackendSpec> {
     let mut backends: Vec<BackendSpec> = Vec::new();
-    let mut places = Vec::new();
+    let (mut places, mut keys) = (Vec::new(), Vec::new());
     let Some(items) = section
         .field("backend")
         .and_then(|field| field.items("[[service.backend]]", problems))
@@ -281,6 +311,10 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
         let Some(address) = backend_address(&field, vip, problems) else {
             continue;
         };
+        let key = section.field("replaces");
+        let replaces = key
+            .as_ref()
+            .and_then(|field| replaced(field, address, vip, problems));
         if let Some(first) = backends.iter().position(|known| known.address == address) {
             let line = problems.line_hint(places[first]);
             field.wrong(
@@ -289,10 +323,69 @@ fn backends(section: &Section, vip: Option<IpAddr>, problems: &mut Problems) -> 
             );
             continue;
         }
-        backends.push(BackendSpec { address, weight });
+        backends.push(BackendSpec {
+            address,
+            weight,
+            replaces,
+        });
         places.push(field.node.at);
+        keys.push(key.and_then(|field| field.node.at));
     }
+    one_place_each(section, &backends, (&places, &keys), problems);
     backends
+}
+
+/// Whose place in the lookup table a backend has.
+fn replaced(
+    field: &Field,
+    own: IpAddr,
+    vip: Option<IpAddr>,
+    problems: &mut Problems,
+) -> Option<IpAddr> {
+    let old = backend_address(field, vip, problems)?;
+    if old == own {
+        field.wrong(
+            problems,
+            "is the backend's own address, so there is nothing to inherit; remove this key",
+        );
+        return None;
+    }
+    Some(old)
+}
+
+/// Two backends in one place of the lookup table would share their slots by chance. `at`: where their addresses, and what they
+/// replace, are written.
+fn one_place_each(
+    section: &Section,
+    backends: &[BackendSpec],
+    (places, keys): (&[Option<usize>], &[Option<usize>]),
+    problems: &mut Problems,
+) {
+    let heirs = backends.iter().enumerate();
+    for (i, backend) in heirs.filter(|(_, backend)| backend.replaces.is_some()) {
+        let place = backend.identity();
+        let other = |(n, other): &(usize, &BackendSpec)| {
+            // Of two that replace the same one, the second is wrong.
+            other.identity() == place && (other.replaces.is_none() || *n < i)
+        };
+        let Some((n, other)) = backends.iter().enumerate().find(other) else {
+            continue;
+        };
+        let line = problems.line_hint(places[n]);
+        let what = if other.replaces.is_none() {
+            format!(
+                "{place} is a backend of this service itself{line}, and both cannot have its place in the lookup table; \
+                 remove that backend, or this key"
+            )
+        } else {
+            format!(
+                "backend {} has the place of {place} already{line}; remove one of the two keys",
+                other.address
+            )
+        };
+        let path = format!("{} #{}.replaces", section.key("backend"), i + 1);
+        problems.add(keys[i], path, Some(format!("\"{place}\"")), what);
+    }
 }
 
 fn backend_address(field: &Field, vip: Option<IpAddr>, problems: &mut Problems) -> Option<IpAddr> {

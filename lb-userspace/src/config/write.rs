@@ -3,13 +3,14 @@
 //! Every type is taken apart by all its fields, so that a new one cannot be forgotten here.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::health::DEFAULT_EXPECT;
 use crate::model::{
-    Affinity, BackendSpec, Capacity, Config, Forward, HealthSpec, NodeSpec, OnEmpty, ProbeKind,
-    Protocol, ServiceSpec, TableSize, Tracking, XdpMode,
+    Affinity, BackendSpec, Capacity, Config, FlowTimes, Forward, HealthSpec, NodeSpec, OnEmpty,
+    ProbeKind, Protocol, ServiceSpec, TableSize, Tracking, XdpMode,
 };
 
 #[derive(Serialize)]
@@ -63,6 +64,14 @@ struct Service<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tracking: Option<Tracking>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    flow_idle: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hold_down: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linger: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     table_size: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     on_empty: Option<OnEmpty>,
@@ -96,6 +105,8 @@ struct Health<'a> {
 struct Backend {
     address: IpAddr,
     weight: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<IpAddr>,
 }
 
 /// The whole file, without comments.
@@ -152,6 +163,10 @@ pub fn service_to_json(spec: &ServiceSpec) -> serde_json::Value {
     serde_json::to_value(service(spec)).expect("strings, numbers and lists have a JSON form")
 }
 
+fn duration(value: Duration) -> String {
+    humantime::format_duration(value).to_string()
+}
+
 /// The value, unless it is the default.
 fn unusual<T: PartialEq>(value: T, default: T) -> Option<T> {
     (value != default).then_some(value)
@@ -164,11 +179,19 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         forward,
         affinity,
         tracking,
+        times,
         table_size,
         on_empty,
         health,
         backends,
     } = spec;
+    let FlowTimes {
+        flow_idle,
+        grace,
+        hold_down,
+        linger,
+    } = *times;
+    let usual = FlowTimes::usual(key.protocol);
     let vip = key.to_string();
     Service {
         name,
@@ -180,19 +203,30 @@ fn service(spec: &ServiceSpec) -> Service<'_> {
         forward: *forward,
         affinity: unusual(*affinity, Affinity::default()),
         tracking: unusual(*tracking, Tracking::default()),
+        flow_idle: unusual(flow_idle, usual.flow_idle).map(duration),
+        grace: unusual(grace, usual.grace).map(duration),
+        hold_down: unusual(hold_down, usual.hold_down).map(duration),
+        linger: unusual(linger, usual.linger).map(duration),
         table_size: match table_size {
             TableSize::Auto => None,
             TableSize::Fixed(size) => Some(*size),
         },
         on_empty: unusual(*on_empty, OnEmpty::default()),
         health: probes(health),
-        backends: backends
-            .iter()
-            .map(|BackendSpec { address, weight }| Backend {
-                address: *address,
-                weight: *weight,
-            })
-            .collect(),
+        backends: backends.iter().map(backend).collect(),
+    }
+}
+
+fn backend(spec: &BackendSpec) -> Backend {
+    let BackendSpec {
+        address,
+        weight,
+        replaces,
+    } = *spec;
+    Backend {
+        address,
+        weight,
+        replaces,
     }
 }
 
@@ -213,7 +247,6 @@ fn probes(spec: &HealthSpec) -> Health<'_> {
             ("http", Some((path.as_str(), host.as_deref(), *expect)))
         }
     };
-    let duration = |value: std::time::Duration| humantime::format_duration(value).to_string();
     Health {
         kind,
         path: http.map(|(path, _, _)| path),

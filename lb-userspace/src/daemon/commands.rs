@@ -1,14 +1,15 @@
 //! What the control socket may ask: each command either happens wholly, or not at all.
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::dto::{
     AdminChange, ApiError, BackendAdd, Caller, Changed, Command, ServiceAdd, WeightChange,
 };
 use crate::config;
 use crate::dataplane::Pins;
-use crate::model::BackendSpec;
+use crate::model::{Admin, BackendSpec};
+use crate::state::drain::Conditions;
 use crate::state::{AdminRecord, ChangeError, Effective, Overlay, Stamp};
 
 use super::owner::{Ending, Owner};
@@ -142,7 +143,11 @@ impl Owner {
         service: &str,
         add: &BackendAdd,
     ) -> Result<Changed, ApiError> {
-        let weight = add.weight.unwrap_or(1);
+        let inherited = add.replaces.and_then(|old| {
+            let service = self.state.service(service)?;
+            service.backend(old).map(|old| old.weight)
+        });
+        let weight = add.weight.or(inherited).unwrap_or(1);
         check_weight(weight)?;
         if let Some(why) = config::unusable(add.address) {
             return Err(ApiError::Invalid(format!(
@@ -150,17 +155,26 @@ impl Owner {
                 add.address
             )));
         }
-        let message = format!(
-            "backend {} is added to {service:?} with weight {weight}",
-            add.address
-        );
+        let address = add.address;
+        let message = match add.replaces {
+            None => format!("backend {address} is added to {service:?} with weight {weight}"),
+            Some(old) => format!(
+                "backend {address} is added to {service:?} with weight {weight} in the place of {old}, which is removed"
+            ),
+        };
         self.change(caller, message, |overlay, _, services| {
+            if let Some(old) = add.replaces {
+                let service = find_backend(services, service, old)?;
+                let old = service.backend(old).expect("it was found");
+                return overlay.replace_backend(service, old, address, weight, &stamp(caller));
+            }
             let service = find(services, service)?;
             overlay.add_backend(
                 service,
                 &BackendSpec {
-                    address: add.address,
+                    address,
                     weight,
+                    replaces: None,
                 },
                 stamp(caller),
             )
@@ -191,32 +205,57 @@ impl Owner {
         address: IpAddr,
         change: AdminChange,
     ) -> Result<Changed, ApiError> {
-        let message = format!("backend {address} of {service:?} is {}", change.admin);
-        let already = self
+        let until = until(&change)?;
+        let old = self
             .state
             .service(service)
             .and_then(|s| s.backend(address))
-            .is_some_and(|b| {
-                b.admin.admin == change.admin
-                    && (change.reason.is_none() || b.admin.reason == change.reason)
-            });
-        if already {
-            return Ok(Changed {
-                message: format!("{message} already"),
-                ..Changed::default()
-            });
-        }
+            .map(|backend| backend.admin.clone())
+            .filter(|old| old.admin == change.admin);
         let Stamp { by, at } = stamp(caller);
-        let record = AdminRecord {
+        let mut record = AdminRecord {
             admin: change.admin,
             reason: change.reason,
             by,
             at,
+            until,
         };
-        self.change(caller, message, |overlay, _, services| {
-            overlay.set_admin(find_backend(services, service, address)?, address, record);
-            Ok(())
-        })
+        let mut already = false;
+        if let Some(old) = old {
+            already = until.is_none()
+                && record
+                    .reason
+                    .as_ref()
+                    .is_none_or(|r| Some(r) == old.reason.as_ref());
+            record.reason = record.reason.or(old.reason);
+            if until.is_none() && old.until.is_some() {
+                // It goes on as it is: its time-out runs from when that was asked for.
+                (record.until, record.at) = (old.until, old.at);
+            }
+        }
+        let message = format!("backend {address} of {service:?} is {}", record.said());
+        let mut answer = if already {
+            Changed {
+                message: format!("{message} already"),
+                ..Changed::default()
+            }
+        } else {
+            let answer = self.change(caller, message, |overlay, _, services| {
+                overlay.set_admin(find_backend(services, service, address)?, address, record);
+                Ok(())
+            })?;
+            // It may be over at once.
+            if until.is_some() {
+                self.drains.next = Some(Instant::now());
+            }
+            answer
+        };
+        if change.admin == Admin::Draining
+            && let Some(about) = self.about_drain(service, address)
+        {
+            answer.message = format!("{}: {about}", answer.message);
+        }
+        Ok(answer)
     }
 
     fn backend_weight(
@@ -270,6 +309,27 @@ impl Owner {
     }
 }
 
+/// When the drain that is asked for ends by itself.
+fn until(change: &AdminChange) -> Result<Option<Conditions>, ApiError> {
+    let Some(drain) = change.drain else {
+        return Ok(None);
+    };
+    if change.admin != Admin::Draining {
+        return Err(ApiError::Invalid(format!(
+            "`drain` says when a drain ends, and {:?} is none: leave it out, or write \"draining\"",
+            change.admin.to_string()
+        )));
+    }
+    let conditions = Conditions {
+        until_empty: drain.until_empty,
+        timeout: drain.timeout_seconds.map(Duration::from_secs),
+    };
+    conditions
+        .check()
+        .map_err(|why| ApiError::Invalid(format!("`drain` {why}")))?;
+    Ok(Some(conditions))
+}
+
 /// Why a commit came to nothing.
 pub(super) fn refusal(error: anyhow::Error) -> ApiError {
     match error.downcast::<ChangeError>() {
@@ -307,7 +367,7 @@ fn find<'a>(services: &'a [Effective], name: &str) -> Result<&'a Effective, Chan
         .ok_or_else(|| ChangeError::NotFound(no_service(name).to_string()))
 }
 
-fn find_backend<'a>(
+pub(super) fn find_backend<'a>(
     services: &'a [Effective],
     name: &str,
     address: IpAddr,
@@ -329,4 +389,39 @@ fn check_weight(weight: u32) -> Result<(), ApiError> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::dto::DrainUntil;
+
+    #[test]
+    fn conditions_are_for_drains_and_say_something() {
+        let asked = |admin, until_empty, timeout_seconds| {
+            let drain = DrainUntil {
+                until_empty,
+                timeout_seconds,
+            };
+            until(&AdminChange {
+                admin,
+                reason: None,
+                drain: Some(drain),
+            })
+        };
+        let drains = asked(Admin::Draining, true, Some(90)).unwrap().unwrap();
+        assert_eq!(drains.to_string(), "until empty, for 1m 30s at most");
+        for (admin, until_empty, timeout, why) in [
+            (Admin::Disabled, true, None, "\"disabled\" is none"),
+            (Admin::Draining, false, None, "until nothing"),
+            (Admin::Draining, true, Some(0), "less than a second"),
+            (Admin::Draining, false, Some(u64::MAX), "more than a year"),
+        ] {
+            let error = asked(admin, until_empty, timeout).unwrap_err();
+            assert!(
+                matches!(&error, ApiError::Invalid(text) if text.contains(why)),
+                "{error}"
+            );
+        }
+    }
 }

@@ -5,6 +5,8 @@
 mod chores;
 mod commands;
 mod commit;
+mod drains;
+mod flows;
 mod interfaces;
 mod kernel_log;
 mod overlay;

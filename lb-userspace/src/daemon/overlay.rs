@@ -136,6 +136,7 @@ fn rows(differences: Vec<state::Difference>) -> Vec<Difference> {
             Change::ServiceRemoved => DifferenceKind::ServiceRemoved,
             Change::BackendAdded => DifferenceKind::BackendAdded,
             Change::BackendRemoved => DifferenceKind::BackendRemoved,
+            Change::Place => DifferenceKind::Place,
             Change::Weight => DifferenceKind::Weight,
             Change::Admin => DifferenceKind::Admin,
         },

@@ -10,9 +10,9 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::dto::Command;
+use crate::dataplane::DataPlane as _;
 use crate::dataplane::attach::Attachment;
 use crate::dataplane::kernel::KernelDataPlane;
-use crate::dataplane::{DataPlane as _, Operation};
 use crate::health::{HealthEvent, ProbeTarget, ProberHandle};
 use crate::maglev::Moves;
 use crate::metrics::Snapshot;
@@ -23,6 +23,7 @@ use crate::state::{BackendRef, State};
 use crate::tracking::Tracking;
 use crate::tracking::sweep::Tally;
 
+use super::chores::{self, Chores};
 use super::overlay::Restored;
 use super::store::Store;
 
@@ -34,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often interfaces are looked at: one that was deleted and made again has lost its program.
 const INTERFACES: Duration = Duration::from_secs(2);
 /// A plan that could not be applied is tried again after this.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 pub enum Ending {
@@ -66,11 +67,11 @@ pub struct Owner {
     next_hops: NextHopsHandle,
     pub(super) attachments: Vec<Attachment>,
     /// No plan has been applied: not every backend has a verdict and a next hop yet, and it is not late enough to go on without.
-    waits: bool,
+    pub(super) waits: bool,
     first_plan_by: Instant,
     /// The data plane may differ from `installed`: a plan was interrupted, or an earlier daemon left it so. The next plan writes
     /// everything.
-    unsure: bool,
+    pub(super) unsure: bool,
     /// Why the last plan could not be applied.
     pub(super) apply_error: Option<String>,
     pub(super) attach_error: Option<String>,
@@ -84,6 +85,11 @@ pub struct Owner {
     pub(super) next_sweep: Instant,
     /// What the last sweep saw.
     pub(super) tally: Tally,
+    pub(super) chores: Chores,
+    /// Whole sweeps so far.
+    pub(super) sweeps: u64,
+    /// Drains that end by themselves.
+    pub(super) drains: super::drains::Drains,
     readiness: watch::Sender<Vec<String>>,
 }
 
@@ -131,6 +137,9 @@ impl Owner {
             restless: carries_traffic,
             next_sweep: Instant::now(),
             tally: Tally::default(),
+            chores: Chores::default(),
+            sweeps: 0,
+            drains: super::drains::Drains::default(),
             readiness,
         }
     }
@@ -173,11 +182,18 @@ impl Owner {
                     }
                     // A change was applied before it was answered.
                     self.say_whether_ready();
+                    // What it set going may be due before all else.
+                    wake = wake.min(self.wake_at());
                     continue;
                 }
                 Some(reply) = inputs.snapshots.recv() => {
                     // A scraper that went away is no concern.
                     let _ = reply.send(self.snapshot());
+                    continue;
+                }
+                // Last: whoever asks for something meanwhile comes first.
+                () = tokio::time::sleep(chores::PAUSE), if self.round_under_way() => {
+                    self.look_after_flows();
                     continue;
                 }
             }
@@ -194,8 +210,10 @@ impl Owner {
         } else if self.waits || self.attachments.is_empty() {
             self.first_plan_by.max(now)
         } else {
-            let sweep = self.restless.then_some(self.next_sweep);
-            let due = [self.next_turn, sweep].into_iter().flatten().min();
+            let due = [self.next_turn, self.next_round(), self.drains.next]
+                .into_iter()
+                .flatten()
+                .min();
             (now + INTERFACES)
                 .min(due.unwrap_or(now + INTERFACES))
                 .max(now)
@@ -215,9 +233,8 @@ impl Owner {
             }
             self.apply_error = text;
         }
-        if let Err(error) = self.chores() {
-            tracing::error!("flows could not be looked after: {error:#}");
-        }
+        self.look_after_flows();
+        self.end_drains();
         // What carries traffic goes on as it was, under this daemon's program.
         let due = !self.waits || self.carries_traffic;
         let wanted = &self.config.node.interfaces;
@@ -242,6 +259,12 @@ impl Owner {
         self.say_whether_ready();
     }
 
+    fn look_after_flows(&mut self) {
+        if let Err(error) = self.chores() {
+            tracing::error!("flows could not be looked after: {error:#}");
+        }
+    }
+
     fn say_whether_ready(&self) {
         let not_ready = self.not_ready();
         self.readiness.send_if_modified(|old| {
@@ -258,6 +281,9 @@ impl Owner {
     pub(super) fn apply(&mut self) -> Result<Moves> {
         let now = self.plane.clock();
         let turn = self.state.advance(now);
+        if self.state.has_let_go() {
+            self.next_hops.watch(self.state.addresses());
+        }
         self.next_turn =
             turn.map(|at| Instant::now() + Duration::from_nanos(at.saturating_sub(now)));
         let mut desired = self.state.desired();
@@ -271,6 +297,7 @@ impl Owner {
         let plan = self.installed.plan(&desired, self.unsure)?;
         if self.waits {
             // Planned only to say whether it can be: with few verdicts, whole tables would move to the first that have one.
+            self.apply_error = None;
             return Ok(Moves::default());
         }
         if plan.postponed {
@@ -279,15 +306,14 @@ impl Owner {
         }
         if plan.operations.is_empty() {
             self.installed = plan.after;
+            self.apply_error = None;
             return Ok(plan.moves);
         }
+        self.before_plan(&plan)?;
         // Grace periods block this thread for some milliseconds.
         tokio::task::block_in_place(|| -> Result<()> {
             for operation in &plan.operations {
-                if matches!(operation, Operation::ChangeSlots { .. }) && !self.restless {
-                    self.restless = true;
-                    self.next_sweep = Instant::now() + super::chores::SWEEP;
-                }
+                self.before_operation(operation);
                 self.plane.apply(operation)?;
             }
             Ok(())
@@ -298,6 +324,7 @@ impl Owner {
             self.unsure = true;
             self.apply_error = Some(format!("{error:#}"));
         })?;
+        self.after_plan(&plan.after);
         self.installed = plan.after;
         self.unsure = false;
         self.apply_error = None;

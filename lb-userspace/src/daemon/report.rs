@@ -3,18 +3,24 @@
 use std::time::UNIX_EPOCH;
 
 use lb_common::abi::BackendCounters;
+use lb_common::event::Event;
 use lb_common::reason::Reason;
 
+use super::flows::Unlearnt;
 use super::owner::Owner;
 use crate::api::dto::{
-    BackendDetail, CapacityUse, InterfaceStatus, ReasonCount, ServiceDetail, ServiceSummary, Status,
+    BackendAdmin, BackendDetail, CapacityUse, InterfaceStatus, ReasonCount, ServiceDetail,
+    ServiceSummary, Status,
 };
 use crate::dataplane::DataPlane as _;
-use crate::metrics::{BackendSample, ProbeSample, ReasonSample, SlotSample, Snapshot, TableDigest};
+use crate::metrics::{
+    BackendSample, Declared, ProbeSample, ReasonSample, SlotSample, Snapshot, TableDigest,
+};
 use crate::model::{Health, HealthSpec, ProbeKind};
 use crate::netlink::NextHopState;
 use crate::plan::InstalledService;
-use crate::state::{Effective, EffectiveBackend, eligibility};
+use crate::state::{Effective, EffectiveBackend, Origin, eligibility};
+use crate::tracking::SECOND;
 
 /// The reason of the verdict "forward".
 const FORWARDED: (&str, &str, &str) = ("forward", "forwarded", "Sent to a backend.");
@@ -39,6 +45,7 @@ impl Owner {
             not_ready,
             interfaces: self.interfaces(),
             services: self.service_summaries(),
+            tracking: self.tracking_status(),
             packets: self
                 .reasons()
                 .into_iter()
@@ -143,6 +150,11 @@ impl Owner {
         Some(ServiceDetail {
             summary: self.summary(service),
             affinity: service.spec.affinity,
+            tracking: service.spec.tracking,
+            flow_idle_seconds: service.spec.times.flow_idle.as_secs_f64(),
+            grace_seconds: service.spec.times.grace.as_secs_f64(),
+            hold_down_seconds: service.spec.times.hold_down.as_secs_f64(),
+            linger_seconds: service.spec.times.linger.as_secs_f64(),
             on_empty: service.spec.on_empty,
             health: describe(&service.spec.health, service.spec.key.port),
             table_digest: self
@@ -185,6 +197,7 @@ impl Owner {
                 .filter(|b| self.eligibility(service, b).is_ok())
                 .count() as u32,
             table_size: installed.map_or(0, |s| s.size),
+            slot_modes: installed.map(|s| self.slot_modes(s)).unwrap_or_default(),
             packets: total.packets,
             bytes: total.bytes,
             flows: total.flows,
@@ -205,6 +218,7 @@ impl Owner {
 
     fn details(&self, service: &Effective) -> Vec<BackendDetail> {
         let installed = self.installed(service);
+        let unlearnt = installed.map(|s| self.unlearnt(s)).unwrap_or_default();
         let detail = |backend: &EffectiveBackend| {
             let id = installed
                 .and_then(|s| s.backends.get(&backend.address))
@@ -215,12 +229,15 @@ impl Owner {
             BackendDetail {
                 service: service.spec.name.clone(),
                 address: backend.address,
+                replaces: (backend.identity != backend.address).then_some(backend.identity),
                 id,
                 weight: backend.weight,
-                admin: backend.admin.admin,
+                admin: backend.admin.admin.into(),
                 admin_reason: backend.admin.reason.clone(),
                 admin_by: backend.admin.by.clone(),
                 admin_at: backend.admin.at,
+                drain: self.drain_status(service, backend),
+                forgotten_in_seconds: None,
                 health: observed.map_or(Health::Unknown, |o| o.health),
                 health_reason: observed.map(|o| o.reason.clone()),
                 health_since_seconds: observed.map(|o| o.since.elapsed().as_secs()),
@@ -228,13 +245,77 @@ impl Owner {
                 not_eligible: eligible.err(),
                 next_hop: self.state.next_hop(backend.address).map(next_hop),
                 slots: installed.map_or(0, |s| s.slots_of(backend.address)),
+                flows_remembered: self.remembered(id),
+                slots_unlearnt: installed
+                    .map_or(0, |s| Self::slots_unlearnt(s, &unlearnt, backend.address)),
                 packets: counters.packets,
                 bytes: counters.bytes,
                 flows: counters.flows,
                 origin: backend.origin.name().to_owned(),
             }
         };
-        service.backends.iter().map(detail).collect()
+        let mut details: Vec<_> = service.backends.iter().map(detail).collect();
+        if let Some(installed) = installed {
+            details.extend(self.removed(service, installed, &unlearnt));
+        }
+        details
+    }
+
+    /// Backends that are no longer part of the service, while their flows linger.
+    fn removed(
+        &self,
+        service: &Effective,
+        installed: &InstalledService,
+        unlearnt: &Unlearnt,
+    ) -> Vec<BackendDetail> {
+        let now = self.plane.clock();
+        let spec = &service.spec;
+        let gone = installed
+            .backends
+            .iter()
+            .filter(|(address, _)| service.backend(**address).is_none());
+        gone.map(|(&address, backend)| {
+            let counters = self.plane.backend_counters(backend.id);
+            let left = self
+                .state
+                .gone_at(spec.key, address)
+                .map(|at| at.saturating_sub(now).div_ceil(SECOND));
+            let for_how_long = left.map_or(String::new(), |left| format!(" for {left} s more"));
+            let declared = spec.backends.iter().any(|b| b.address == address);
+            BackendDetail {
+                service: spec.name.clone(),
+                address,
+                id: backend.id,
+                replaces: (backend.who.identity != address).then_some(backend.who.identity),
+                weight: 0,
+                admin: BackendAdmin::Removed,
+                admin_reason: None,
+                admin_by: None,
+                admin_at: None,
+                drain: None,
+                forgotten_in_seconds: left,
+                health: Health::Unknown,
+                health_reason: None,
+                health_since_seconds: None,
+                eligible: false,
+                not_eligible: Some(format!("removed: keeps its open flows{for_how_long}")),
+                next_hop: self.state.next_hop(address).map(next_hop),
+                slots: installed.slots_of(address),
+                flows_remembered: self.remembered(backend.id),
+                slots_unlearnt: Self::slots_unlearnt(installed, unlearnt, address),
+                packets: counters.packets,
+                bytes: counters.bytes,
+                flows: counters.flows,
+                origin: if declared {
+                    Origin::File
+                } else {
+                    Origin::Runtime
+                }
+                .name()
+                .to_owned(),
+            }
+        })
+        .collect()
     }
 
     /// Everything the metrics say, as it is now.
@@ -270,8 +351,10 @@ impl Owner {
                     packets: backend.packets,
                     bytes: backend.bytes,
                     flows: backend.flows,
-                    up: backend.health == Health::Up,
-                    weight: backend.weight,
+                    declared: (backend.admin != BackendAdmin::Removed).then_some(Declared {
+                        up: backend.health == Health::Up,
+                        weight: backend.weight,
+                    }),
                 });
             }
             let Some(installed) = self.installed(service) else {
@@ -283,7 +366,7 @@ impl Owner {
                     digest: format!("{digest:016x}"),
                 });
             }
-            let modes = self.plane.modes(installed.first_slot, installed.size);
+            let modes = self.modes(installed);
             for (mode, slots_in_mode) in ["steady", "learn", "residue"].into_iter().zip(modes) {
                 slots.push(SlotSample {
                     service: service.spec.name.clone(),
@@ -292,6 +375,7 @@ impl Owner {
                 });
             }
         }
+        let entries = self.flow_entries();
         Snapshot {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             backends,
@@ -307,7 +391,16 @@ impl Owner {
             probes,
             table_digests,
             slots,
-            flow_entries: self.flow_counts().to_vec(),
+            flow_entries: vec![
+                ("syn", entries.syn),
+                ("learnt", entries.learnt),
+                ("established", entries.established),
+                ("closed", entries.closed),
+            ],
+            events: Event::ALL
+                .iter()
+                .map(|event| (*event, self.plane.event_counter(*event)))
+                .collect(),
             table_changes: self.table_changes,
         }
     }

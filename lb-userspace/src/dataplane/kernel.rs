@@ -9,9 +9,11 @@ use aya::programs::Xdp;
 use lb_common::abi::{
     Backend, BackendCounters, Identity, Node, Route, ServiceBucket, ServiceEntry, control, names,
 };
+use lb_common::event::{EVENTS, Event};
 use lb_common::flow::FlowEntry;
 use lb_common::reason::{REASONS, Reason};
 use lb_common::service::{Directory, place};
+use lb_common::slot::Mode;
 use lb_common::track::{Head, Status, TableWord};
 
 use super::shared::{Records, Shared};
@@ -234,7 +236,7 @@ impl KernelDataPlane {
         Ok(())
     }
 
-    fn allow_egress(&mut self, ifindex: u32) -> Result<()> {
+    pub(super) fn allow_egress(&mut self, ifindex: u32) -> Result<()> {
         if self.allowed_egress.contains(&ifindex) {
             return Ok(());
         }
@@ -281,6 +283,10 @@ impl DataPlane for KernelDataPlane {
                         "slot {index} is out of range"
                     );
                     self.tables.slots.store(*index, 0, word.0);
+                    if word.mode() == Mode::Learn {
+                        let now = self.clock();
+                        self.book.begins(*index, now);
+                    }
                 }
                 Ok(())
             }
@@ -311,6 +317,16 @@ impl DataPlane for KernelDataPlane {
                 self.tables
                     .reason_counters
                     .load(cpu * REASONS + reason as u32, 0)
+            })
+            .sum()
+    }
+
+    fn event_counter(&self, event: Event) -> u64 {
+        (0..self.cpus)
+            .map(|cpu| {
+                self.tables
+                    .event_counters
+                    .load(cpu * EVENTS + event as u32, 0)
             })
             .sum()
     }

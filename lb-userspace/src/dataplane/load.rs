@@ -86,6 +86,11 @@ impl KernelDataPlane {
         if let Some(set) = &set {
             plane.tables.copy_from(&set.tables, plane.cpus);
             plane.set_services(&set.found.entries)?;
+            for ifindex in &set.egress {
+                if let Err(error) = plane.allow_egress(*ifindex) {
+                    tracing::warn!("{error:#}: it may be gone");
+                }
+            }
             plane.adopt_book();
         }
         pins.publish_set()?;

@@ -4,11 +4,12 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Backend, BackendCounters, Identity, Route, control};
+use lb_common::event::Event;
 use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::native::MemoryTables;
 use lb_common::reason::Reason;
 use lb_common::service::Directory;
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{FlowBucket, Head, Status, TableWord};
 
 use super::{DataPlane, Found, Operation};
@@ -51,6 +52,11 @@ impl MemoryDataPlane {
             |id| (tables.backends[id as usize], self.identities[id as usize]),
             |slot| tables.slots[slot as usize],
         )
+    }
+
+    /// Since when a slot learns, nanoseconds.
+    pub fn learns_since(&self, slot: u32) -> u64 {
+        self.book.t0(slot)
     }
 
     fn record(&mut self, id: u32) -> Result<&mut Backend> {
@@ -197,6 +203,9 @@ impl DataPlane for MemoryDataPlane {
                         .slots
                         .get_mut(*index as usize)
                         .with_context(|| format!("slot {index} is out of range"))? = *word;
+                    if word.mode() == Mode::Learn {
+                        self.book.begins(*index, self.tables.clock.get());
+                    }
                 }
             }
             Operation::SetServices { entries } => ensure!(
@@ -224,5 +233,9 @@ impl DataPlane for MemoryDataPlane {
     /// Nobody counts them here: the caller of `process` has the verdict.
     fn reason_counter(&self, _reason: Reason) -> u64 {
         0
+    }
+
+    fn event_counter(&self, event: Event) -> u64 {
+        self.tables.events[event as usize].get()
     }
 }

@@ -4,7 +4,7 @@
 //! data path over plain memory, for property tests). Does not own: which operations are needed, in what order (`plan`).
 
 pub mod attach;
-mod chores;
+pub mod chores;
 pub mod decap;
 mod found;
 pub mod grace;
@@ -19,8 +19,9 @@ mod tables;
 
 use anyhow::Result;
 use lb_common::abi::{BackendCounters, Route, ServiceEntry};
+use lb_common::event::Event;
 use lb_common::reason::Reason;
-use lb_common::slot::SlotWord;
+use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
 
 use crate::tracking::Tracking;
@@ -50,10 +51,10 @@ pub enum Operation {
         service: u32,
         status: Status,
     },
-    /// Stores single slots of a range that nothing leads to yet: (index in the map, word).
+    /// Stores single slots of a range that nothing leads to yet: (index in the map, word). Those in LEARN begin to learn now.
     WriteSlots { slots: Vec<(u32, SlotWord)> },
     /// Gives the slots of a service, from `first`, new primaries, by the rules of [`crate::tracking::change`]. `came_back`: backends
-    /// that were DOWN before this plan and carry again.
+    /// whose flows are to be learnt anew where they are the incumbent, because they were DOWN before this plan, say.
     ChangeSlots {
         service: u32,
         first: u32,
@@ -71,6 +72,17 @@ pub enum Operation {
     ClearBackend { id: u32 },
 }
 
+impl Operation {
+    /// Whether slots may learn afterwards: then the regular chores have something to do.
+    pub fn unsettles(&self) -> bool {
+        match self {
+            Self::ChangeSlots { .. } => true,
+            Self::WriteSlots { slots } => slots.iter().any(|(_, word)| word.mode() == Mode::Learn),
+            _ => false,
+        }
+    }
+}
+
 /// Applies operations.
 pub trait DataPlane {
     /// # Errors
@@ -83,4 +95,7 @@ pub trait DataPlane {
 
     /// Packets that were not forwarded, by reason.
     fn reason_counter(&self, reason: Reason) -> u64;
+
+    /// How often this happened to packets since the maps were made, summed over CPUs.
+    fn event_counter(&self, event: Event) -> u64;
 }

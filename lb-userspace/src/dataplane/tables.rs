@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Map, MapData, MapType};
 use lb_common::abi::{
     Backend, BackendCounters, FlowLine, Identity, Route, ServiceBucket, control, names,
 };
+use lb_common::event::EVENTS;
 use lb_common::flow::WAYS;
 use lb_common::reason::REASONS;
 use lb_common::service::Directory;
@@ -17,7 +19,7 @@ use super::mapped::Mapped;
 use crate::model::Capacity;
 
 /// How many maps are pinned.
-const PINNED: usize = 10;
+const PINNED: usize = 11;
 
 /// Entries of the maps of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,7 @@ impl Sizes {
             (names::CONTROL, control::WORDS),
             (names::BACKEND_COUNTERS, self.cpus * self.backends),
             (names::REASON_COUNTERS, self.cpus * REASONS),
+            (names::EVENT_COUNTERS, self.cpus * EVENTS),
             (names::EGRESS, EGRESS_ENTRIES),
         ]
     }
@@ -78,6 +81,7 @@ pub struct Tables {
     pub control: Mapped<u64>,
     pub backend_counters: Mapped<BackendCounters>,
     pub reason_counters: Mapped<u64>,
+    pub event_counters: Mapped<u64>,
 }
 
 impl Tables {
@@ -92,6 +96,7 @@ impl Tables {
             control: Mapped::new(get(names::CONTROL)?, names::CONTROL)?,
             backend_counters: Mapped::new(get(names::BACKEND_COUNTERS)?, names::BACKEND_COUNTERS)?,
             reason_counters: Mapped::new(get(names::REASON_COUNTERS)?, names::REASON_COUNTERS)?,
+            event_counters: Mapped::new(get(names::EVENT_COUNTERS)?, names::EVENT_COUNTERS)?,
         })
     }
 
@@ -139,9 +144,14 @@ impl Tables {
             self.backend_counters
                 .copy_range(&old.backend_counters, from, to, ids);
         }
-        // A version with other reasons counts them from zero.
-        if self.reason_counters.entries() == old.reason_counters.entries() {
-            self.reason_counters.copy_from(&old.reason_counters, 0, 0);
+        // A version with other reasons, or events, counts them from zero.
+        for (mine, theirs) in [
+            (&self.reason_counters, &old.reason_counters),
+            (&self.event_counters, &old.event_counters),
+        ] {
+            if mine.entries() == theirs.entries() {
+                mine.copy_from(theirs, 0, 0);
+            }
         }
     }
 }
@@ -153,6 +163,8 @@ pub struct Set {
     /// Names of maps that have the size this node wants.
     fitting: Vec<&'static str>,
     pub found: Found,
+    /// Interfaces that packets are redirected to.
+    pub egress: Vec<u32>,
 }
 
 impl Set {
@@ -192,7 +204,10 @@ impl Set {
             let map = MapData::from_pin(directory.join(name))?;
             Ok(Map::Array(map))
         })?;
+        let egress = MapData::from_pin(directory.join(names::EGRESS))?;
+        let egress = DevMapHash::try_from(Map::DevMapHash(egress))?;
         Ok(Self {
+            egress: egress.keys().collect::<Result<_, _>>()?,
             found: tables.found(),
             directory: directory.to_owned(),
             tables,
@@ -260,7 +275,7 @@ impl Shape {
             names::BACKENDS => size_of::<Backend>(),
             names::IDENTITIES => size_of::<Identity>(),
             names::BACKEND_COUNTERS => size_of::<BackendCounters>(),
-            // LOSSES, CONTROL, REASON_COUNTERS: words; EGRESS: struct bpf_devmap_val.
+            // LOSSES, CONTROL, REASON_COUNTERS, EVENT_COUNTERS: words; EGRESS: struct bpf_devmap_val.
             _ => 8,
         };
         let devices = name == names::EGRESS;

@@ -9,6 +9,7 @@ mod serve;
 use std::fmt;
 use std::net::IpAddr;
 
+use lb_common::event::Event;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub slots: Vec<SlotSample>,
     /// Remembered flows by state: `syn`, `learnt`, `established`, `closed`.
     pub flow_entries: Vec<(&'static str, u64)>,
+    /// What tracking could not do for packets.
+    pub events: Vec<(Event, u64)>,
     /// Changes of lookup tables since the daemon started.
     pub table_changes: u64,
 }
@@ -43,6 +46,13 @@ pub struct BackendSample {
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
+    /// `None` for one that was removed, while its flows linger.
+    pub declared: Option<Declared>,
+}
+
+/// State of a backend that is part of its service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Declared {
     /// Whether probes say that it is up.
     pub up: bool,
     pub weight: u32,
@@ -186,6 +196,11 @@ impl Collector for Families {
                 .encode_gauge(entries)?;
         }
 
+        for (event, times) in &self.0.events {
+            let name = format!("sluice_{}", event.name());
+            count(&mut counter(out, &name, event.help())?, *times)?;
+        }
+
         let mut family = counter(
             out,
             "sluice_table_changes",
@@ -252,10 +267,11 @@ fn backends(out: &mut DescriptorEncoder, samples: &[BackendSample]) -> fmt::Resu
         "sluice_backend_up",
         "1 while probes say that the backend is up, else 0",
     )?;
-    for sample in samples {
+    let declared = || samples.iter().filter_map(|s| Some((s, s.declared?)));
+    for (sample, state) in declared() {
         family
             .encode_family(&labels(sample))?
-            .encode_gauge(&u32::from(sample.up))?;
+            .encode_gauge(&u32::from(state.up))?;
     }
 
     let mut family = gauge(
@@ -263,10 +279,10 @@ fn backends(out: &mut DescriptorEncoder, samples: &[BackendSample]) -> fmt::Resu
         "sluice_backend_weight",
         "Share of new flows that the backend is configured for, relative to the others of its service",
     )?;
-    for sample in samples {
+    for (sample, state) in declared() {
         family
             .encode_family(&labels(sample))?
-            .encode_gauge(&sample.weight)?;
+            .encode_gauge(&state.weight)?;
     }
     Ok(())
 }

@@ -31,8 +31,10 @@ fn snapshot() -> Snapshot {
                 packets: 1_000,
                 bytes: 64_000,
                 flows: 10,
-                up: true,
-                weight: 3,
+                declared: Some(Declared {
+                    up: true,
+                    weight: 3,
+                }),
             },
             BackendSample {
                 service: "we\"ird".to_owned(),
@@ -40,8 +42,10 @@ fn snapshot() -> Snapshot {
                 packets: u64::MAX,
                 bytes: 0,
                 flows: 0,
-                up: false,
-                weight: 0,
+                declared: Some(Declared {
+                    up: false,
+                    weight: 0,
+                }),
             },
         ],
         reasons: vec![ReasonSample {
@@ -64,6 +68,7 @@ fn snapshot() -> Snapshot {
             slots: 1_021,
         }],
         flow_entries: vec![("established", 3)],
+        events: vec![(Event::PinFailed, 5), (Event::LearningLost, 6)],
         table_changes: 4,
     }
 }
@@ -89,6 +94,8 @@ const SAMPLES: &[&str] = &[
     r#"sluice_probe_duration_seconds_bucket{le="+Inf",service="web",backend="10.0.0.11"} 3"#,
     r#"sluice_slots{service="web",mode="steady"} 1021"#,
     r#"sluice_flow_table_entries{state="established"} 3"#,
+    "sluice_pins_failed_total 5",
+    "sluice_learning_lost_total 6",
     "sluice_table_changes_total 4",
     r#"sluice_table_digest_info{service="web",digest="9f86d081"} 1"#,
     r#"sluice_build_info{version="0.1.0"} 1"#,

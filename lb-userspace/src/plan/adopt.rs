@@ -11,7 +11,7 @@ use lb_common::service::Service;
 use lb_common::track::Status;
 
 use super::{Installed, InstalledBackend, InstalledService};
-use crate::dataplane::{Found, Who};
+use crate::dataplane::Found;
 use crate::maglev::Member;
 use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
 use crate::tracking::Tracking;
@@ -65,6 +65,7 @@ impl Installed {
             };
             // Not known, nor needed: the full plan puts what is wanted in force.
             mine.tracking = Tracking::Adaptive;
+            mine.flow_idle = service.flow_idle;
             mine.first_slot = service.first_slot;
             mine.size = service.slots;
             installed.next_number = installed.next_number.max(service.number + 1);
@@ -100,7 +101,7 @@ impl Installed {
                 id: backend.id,
                 route: backend.route,
                 status: backend.status,
-                weight: backend.who.weight,
+                who: backend.who,
             };
             service.backends.insert(backend.who.address, mine);
         }
@@ -111,12 +112,12 @@ impl Installed {
         } else {
             greatest + 1
         };
-        let who: HashMap<u32, Who> = found.backends.iter().map(|b| (b.id, b.who)).collect();
         for service in installed.services.values_mut() {
             let service = Arc::make_mut(service);
             let primaries = found.primaries.get(&service.number);
-            let (members, table) = table(&who, service, primaries.map_or(&[], Vec::as_slice));
-            service.set_table(members, table);
+            let (seats, table) = table(service, primaries.map_or(&[], Vec::as_slice));
+            let (members, holders) = seats.into_iter().unzip();
+            service.set_table(members, holders, table);
             service.as_found = true;
         }
         Ok(installed)
@@ -129,31 +130,29 @@ const fn too_small(key: &'static str, limit: u32, used: u64) -> AdoptError {
 
 /// The table that the slots make: for `on_empty = "keep"`, when nobody is eligible. A slot that names nobody of the service makes
 /// it worthless.
-fn table(
-    who: &HashMap<u32, Who>,
-    service: &InstalledService,
-    primaries: &[u32],
-) -> (Vec<Member>, Vec<u32>) {
+fn table(service: &InstalledService, primaries: &[u32]) -> (Vec<(Member, IpAddr)>, Vec<u32>) {
     let named: HashSet<u32> = primaries.iter().copied().collect();
-    let mut sharing: Vec<(Member, u32)> = service
+    let sharing = service
         .backends
-        .values()
-        .filter(|backend| named.contains(&backend.id))
-        .filter_map(|backend| who.get(&backend.id).map(|who| (who, backend.id)))
-        .map(|(who, id)| {
+        .iter()
+        .filter(|(_, b)| named.contains(&b.id));
+    let mut sharing: Vec<_> = sharing
+        .map(|(address, backend)| {
             let member = Member {
-                identity: who.identity,
-                weight: who.weight.max(1),
+                identity: backend.who.identity,
+                weight: backend.who.weight.max(1),
             };
-            (member, id)
+            (member, *address, backend.id)
         })
         .collect();
-    sharing.sort_by_key(|(member, _)| member.identity);
-    let index: HashMap<u32, u32> = (0..).zip(&sharing).map(|(i, (_, id))| (*id, i)).collect();
+    sharing.sort_by_key(|(member, ..)| member.identity);
+    let index: HashMap<u32, u32> = (0..).zip(&sharing).map(|(i, (.., id))| (*id, i)).collect();
     let table: Option<Vec<u32>> = primaries.iter().map(|id| index.get(id).copied()).collect();
-    let members = sharing.into_iter().map(|(member, _)| member);
+    let seats = sharing
+        .into_iter()
+        .map(|(member, address, _)| (member, address));
     table.map_or_else(
         || (Vec::new(), Vec::new()),
-        |table| (members.collect(), table),
+        |table| (seats.collect(), table),
     )
 }

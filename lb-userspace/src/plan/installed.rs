@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
@@ -12,8 +13,9 @@ use lb_common::service::{Service, ServiceTuple, vip_bit};
 use lb_common::track::{Status, TableWord};
 
 use super::PlanError;
+use crate::dataplane::Who;
 use crate::maglev::{self, Member};
-use crate::model::{Affinity, Capacity, Protocol, ServiceKey};
+use crate::model::{Affinity, Capacity, ServiceKey};
 use crate::tracking::Tracking;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub struct InstalledBackend {
     pub id: u32,
     pub route: Option<Route>,
     pub status: Status,
-    pub weight: u32,
+    pub who: Who,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +32,16 @@ pub struct InstalledService {
     pub number: u32,
     pub affinity: Affinity,
     pub tracking: Tracking,
+    /// How long its flows may be silent, in units of [`Age`].
+    pub flow_idle: u16,
     pub first_slot: u32,
     /// Number of slots; 0 only before the first table.
     pub size: u32,
     pub backends: BTreeMap<IpAddr, InstalledBackend>,
-    /// Who shares the table, sorted by address.
+    /// Who shares the table, sorted by identity.
     pub members: Vec<Member>,
+    /// The members' backends: one that replaced another has its identity.
+    pub holders: Vec<IpAddr>,
     /// For each slot an index into `members`; empty: no backend.
     pub table: Vec<u32>,
     /// For each member the number of its slots.
@@ -50,10 +56,12 @@ impl InstalledService {
             number,
             affinity: Affinity::default(),
             tracking: Tracking::default(),
+            flow_idle: 0,
             first_slot: 0,
             size: 0,
             backends: BTreeMap::new(),
             members: Vec::new(),
+            holders: Vec::new(),
             table: Vec::new(),
             shares: Vec::new(),
             as_found: false,
@@ -61,37 +69,42 @@ impl InstalledService {
     }
 
     /// Where its table is, as the data path reads it.
-    pub(super) fn table_word(&self, protocol: Protocol) -> TableWord {
-        TableWord::new(self.first_slot, self.size, flow_idle(protocol))
+    pub(super) fn table_word(&self) -> TableWord {
+        TableWord::new(self.first_slot, self.size, self.flow_idle)
     }
 
     /// Gives the service another table.
-    pub(super) fn set_table(&mut self, members: Vec<Member>, table: Vec<u32>) {
+    pub(super) fn set_table(
+        &mut self,
+        members: Vec<Member>,
+        holders: Vec<IpAddr>,
+        table: Vec<u32>,
+    ) {
         self.shares = vec![0; members.len()];
         for &member in &table {
             self.shares[member as usize] += 1;
         }
         self.members = members;
+        self.holders = holders;
         self.table = table;
         self.as_found = false;
     }
 
     /// The backend id that slot `i` names; 0: none.
     pub fn backend_of_slot(&self, i: u32) -> u32 {
-        let member = self
+        let holder = self
             .table
             .get(i as usize)
-            .and_then(|&m| self.members.get(m as usize));
-        member
-            .and_then(|m| self.backends.get(&m.identity))
+            .and_then(|&m| self.holders.get(m as usize));
+        holder
+            .and_then(|address| self.backends.get(address))
             .map_or(0, |backend| backend.id)
     }
 
     /// Slots that name this backend.
     pub fn slots_of(&self, address: IpAddr) -> u32 {
-        let member = self.members.binary_search_by_key(&address, |m| m.identity);
+        let member = self.holders.iter().position(|holder| *holder == address);
         member
-            .ok()
             .and_then(|m| self.shares.get(m))
             .copied()
             .unwrap_or(0)
@@ -111,17 +124,16 @@ pub(super) struct StrayRange {
     pub first_slot: u32,
 }
 
-/// How long a flow may be silent before it is forgotten: 2 h 4 min for TCP (RFC 5382 REQ-5), 300 s for UDP (RFC 4787 REQ-5 recommends
-/// five minutes).
-pub const fn flow_idle_seconds(protocol: Protocol) -> u64 {
-    match protocol {
-        Protocol::Tcp => 7_440,
-        Protocol::Udp => 300,
-    }
+/// A time of silence as the data path measures it, in units of [`Age`]: surely not less.
+pub const fn idle_units(flow_idle: Duration) -> u16 {
+    let begun = (flow_idle.subsec_nanos() > 0) as u64;
+    Age::units(flow_idle.as_secs() + begun)
 }
 
-const fn flow_idle(protocol: Protocol) -> u16 {
-    Age::units(flow_idle_seconds(protocol))
+/// How long a slot learns before it may settle, nanoseconds: the time of silence that `flow_idle` units were made from, or up to one
+/// unit more.
+pub const fn window(flow_idle: u16) -> u64 {
+    (flow_idle.saturating_sub(1) as u64) << 32
 }
 
 /// The planner's mirror of the data plane. Cheap to clone: services are shared.
@@ -182,6 +194,8 @@ impl Installed {
                 }
                 stays
             });
+            // Entries may have been cleared by the shorter time already.
+            ours.flow_idle = ours.flow_idle.min(theirs.flow_idle);
             if theirs.first_slot != ours.first_slot {
                 self.stray.insert(StrayRange {
                     key: *key,
@@ -319,7 +333,7 @@ impl Installed {
                 client_affinity: service.affinity == Affinity::ClientIp,
                 first_slot: service.first_slot,
                 slots: service.size,
-                flow_idle: flow_idle(key.protocol),
+                flow_idle: service.flow_idle,
             };
             entries.push(ServiceEntry::service(&tuple, data));
         }

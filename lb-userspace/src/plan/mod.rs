@@ -5,8 +5,8 @@
 
 mod adopt;
 mod installed;
+mod seats;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,13 +16,14 @@ use lb_common::slot::SlotWord;
 use lb_common::track::Status;
 
 use crate::dataplane::{Operation, Who};
-
-use crate::maglev::{self, Member, Moves};
+use crate::maglev::{self, Moves};
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
-use crate::tracking::Tracking;
+use crate::tracking::{Tracking, change::fresh};
+
+use seats::{held, seats};
 
 pub use adopt::AdoptError;
-pub use installed::{Installed, InstalledBackend, InstalledService, flow_idle_seconds};
+pub use installed::{Installed, InstalledBackend, InstalledService, idle_units, window};
 
 /// A service as the data plane should hold it.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct DesiredService {
     pub key: ServiceKey,
     pub affinity: Affinity,
     pub tracking: Tracking,
+    /// How long flows may be silent: [`idle_units`].
+    pub flow_idle: u16,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
     pub backends: Vec<DesiredBackend>,
@@ -38,6 +41,8 @@ pub struct DesiredService {
 #[derive(Clone, Debug)]
 pub struct DesiredBackend {
     pub address: IpAddr,
+    /// What the table is made from; among those that may be in it, each has another.
+    pub identity: IpAddr,
     pub weight: u32,
     /// May get new flows.
     pub eligible: bool,
@@ -182,20 +187,38 @@ impl Planner<'_> {
             service.size = size;
         }
         service.tracking = desired.tracking;
-        let turns = self.backends(desired, &mut service, fresh_range)?;
-        let mut members = members(desired, old.as_deref());
-        members.retain(|member| service.backends.contains_key(&member.identity));
-        if fresh_range || service.as_found || members != service.members {
+        let idle = old.as_deref().map_or(0, |old| old.flow_idle);
+        service.flow_idle = desired.flow_idle;
+        let mut turns = self.backends(desired, &mut service, fresh_range, idle)?;
+        if old.is_some() && idle < service.flow_idle {
+            // Flows that were silent for the shorter time may have been forgotten since their slots began to learn.
+            turns.came_back = service.backends.values().map(|b| b.id).collect();
+        }
+        let mut seats = seats(desired, old.as_deref());
+        seats.retain(|(_, holder)| service.backends.contains_key(holder));
+        let (members, holders): (Vec<_>, Vec<_>) = seats.into_iter().unzip();
+        if fresh_range
+            || service.as_found
+            || members != service.members
+            || holders != service.holders
+        {
             let table = maglev::build(&members, size);
             if old.is_some() {
-                let moved = maglev::compare((&service.members, &service.table), (&members, &table));
+                // What flows notice is the backend, not the identity that it may have from another.
+                let before = held(&service.members, &service.holders);
+                let after = held(&members, &holders);
+                let moved = maglev::compare((&before, &service.table), (&after, &table));
                 self.moves.moved += moved.moved;
                 self.moves.excess += moved.excess;
             }
-            if fresh_range || table != service.table || members != service.members {
+            if fresh_range
+                || table != service.table
+                || members != service.members
+                || holders != service.holders
+            {
                 self.tables_changed += 1;
             }
-            service.set_table(members, table);
+            service.set_table(members, holders, table);
         }
         self.write_slots(old.as_deref(), &service, fresh_range, turns);
         self.after.services.insert(desired.key, Arc::new(service));
@@ -208,9 +231,11 @@ impl Planner<'_> {
         desired: &DesiredService,
         service: &mut InstalledService,
         fresh_range: bool,
+        idle: u16,
     ) -> Result<Turns, PlanError> {
         let mut turns = Turns::default();
-        let table = service.table_word(desired.key.protocol);
+        let table = service.table_word();
+        let retimed = idle != service.flow_idle;
         let gone: Vec<_> = service
             .backends
             .keys()
@@ -230,6 +255,11 @@ impl Planner<'_> {
             }
         }
         for backend in &desired.backends {
+            let who = Who {
+                address: backend.address,
+                identity: backend.identity,
+                weight: backend.weight,
+            };
             let installed = match service.backends.get(&backend.address) {
                 Some(installed) => *installed,
                 None if backend.lingers => continue,
@@ -238,7 +268,7 @@ impl Planner<'_> {
                         id,
                         route: None,
                         status: backend.status,
-                        weight: backend.weight,
+                        who,
                     },
                     // There is room for all that are declared: others have yet to leave.
                     None => {
@@ -254,18 +284,13 @@ impl Planner<'_> {
             } else {
                 installed.route
             };
-            if new || self.full || backend.weight != installed.weight {
-                let who = Who {
-                    address: backend.address,
-                    identity: backend.address,
-                    weight: backend.weight,
-                };
+            if new || self.full || who != installed.who {
                 self.backends.push(Operation::Describe {
                     id: installed.id,
                     who,
                 });
             }
-            if new || changed || fresh_range || self.full {
+            if new || changed || fresh_range || retimed || self.full {
                 self.backends.push(Operation::WriteBackend {
                     id: installed.id,
                     service: service.number,
@@ -289,7 +314,7 @@ impl Planner<'_> {
                     id: installed.id,
                     route,
                     status: backend.status,
-                    weight: backend.weight,
+                    who,
                 },
             );
         }
@@ -305,7 +330,10 @@ impl Planner<'_> {
         turns: Turns,
     ) {
         let Some(old) = old.filter(|_| !fresh_range) else {
-            let word = |i| (new.first_slot + i, SlotWord::steady(new.backend_of_slot(i)));
+            let word = |i| {
+                let primary = new.backend_of_slot(i);
+                (new.first_slot + i, fresh(primary, new.tracking))
+            };
             self.slots.extend((0..new.size).map(word));
             return;
         };
@@ -315,6 +343,7 @@ impl Planner<'_> {
             && old.tracking == new.tracking
             && old.table == new.table
             && old.members == new.members
+            && old.holders == new.holders
             && old
                 .backends
                 .iter()
@@ -395,7 +424,8 @@ impl Planner<'_> {
 struct Turns {
     /// One of them is gone.
     gone: bool,
-    /// They were DOWN, and carry again.
+    /// Their flows are to be learnt anew where they are the incumbent: they were DOWN and carry again, or flows may now be silent for
+    /// longer.
     came_back: Vec<u32>,
 }
 
@@ -405,36 +435,6 @@ fn table_size(desired: &DesiredService, old: Option<&InstalledService>) -> u32 {
         (TableSize::Auto, Some(old)) if old.size as usize >= desired.backends.len() => old.size,
         (size, _) => size.resolve(desired.backends.len()),
     }
-}
-
-/// Who shares the table.
-fn members(desired: &DesiredService, old: Option<&InstalledService>) -> Vec<Member> {
-    let member = |backend: &DesiredBackend| Member {
-        identity: backend.address,
-        weight: backend.weight,
-    };
-    let those = |who: fn(&DesiredBackend) -> bool| -> Vec<Member> {
-        let chosen = desired.backends.iter().filter(|b| who(b));
-        chosen.map(member).collect()
-    };
-    let mut members = those(|b| b.eligible);
-    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
-        // Probes that fail everywhere say more of the prober than of the backends: health is ignored. It fails one backend
-        // after the other, so the last table would be the last survivor's alone (docs/decisions/0013-on-empty.md).
-        members = those(|b| b.only_down);
-    }
-    if members.is_empty() && desired.on_empty == OnEmpty::Keep {
-        // Nobody can be reached, or is wanted: the last table stays, less those that were removed or disabled.
-        let present: BTreeMap<_, _> = desired.backends.iter().map(|b| (b.address, b)).collect();
-        let last = old.map_or(&[][..], |old| &old.members);
-        members = last
-            .iter()
-            .filter(|m| present.get(&m.identity).is_some_and(|b| b.may_keep))
-            .cloned()
-            .collect();
-    }
-    members.sort_by_key(|member| member.identity);
-    members
 }
 
 #[cfg(test)]

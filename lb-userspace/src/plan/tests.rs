@@ -3,6 +3,8 @@
 
 mod histories;
 mod on_empty;
+mod replaces;
+mod settings;
 mod world;
 
 use lb_common::reason::Reason;

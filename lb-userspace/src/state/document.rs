@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::drain::Conditions;
 use super::overlay::{AddedService, AdminRecord, BackendChange, Overlay, Presence, Stamp};
 use crate::config;
 use crate::model::{Admin, BackendSpec};
@@ -93,6 +94,9 @@ struct Backend {
     added: Option<Weight>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     removed: Option<Who>,
+    /// Whose place in the lookup table it has; absent: as declared, or its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weight: Option<Weight>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,14 +115,36 @@ struct Weight {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Place {
+    identity: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
+    at: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     state: Admin,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Until>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
     at: Option<u64>,
+}
+
+/// When a drain ends by itself; at least one of the two.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Until {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    empty: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_seconds: Option<u64>,
 }
 
 impl Overlay {
@@ -209,12 +235,21 @@ fn backend(service: &str, address: IpAddr, change: &BackendChange) -> Backend {
             Presence::Removed(stamp) => Some(stamp.into()),
             _ => None,
         },
+        replaces: change.place.as_ref().map(|(identity, stamp)| Place {
+            identity: *identity,
+            by: stamp.by.clone(),
+            at: stamp.at,
+        }),
         weight: change
             .weight
             .as_ref()
             .map(|(weight, stamp)| weigh(*weight, stamp)),
         admin: change.admin.as_ref().map(|record| State {
             state: record.admin,
+            until: record.until.map(|until| Until {
+                empty: until.until_empty,
+                timeout_seconds: until.timeout.map(|timeout| timeout.as_secs()),
+            }),
             reason: record.reason.clone(),
             by: record.by.clone(),
             at: record.at,
@@ -222,11 +257,29 @@ fn backend(service: &str, address: IpAddr, change: &BackendChange) -> Backend {
     }
 }
 
-fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
+/// The conditions of an entry that is this `state`.
+fn conditions(state: Admin, until: Until) -> Result<Conditions, &'static str> {
+    let conditions = Conditions {
+        until_empty: until.empty,
+        timeout: until.timeout_seconds.map(Duration::from_secs),
+    };
+    match conditions.check() {
+        _ if state != Admin::Draining => Err("is not draining, but says until when"),
+        Err(why) => Err(why),
+        Ok(()) => Ok(conditions),
+    }
+}
+
+fn change(mut entry: Backend) -> Result<BackendChange, DocumentError> {
     let who = format!("backend {} of {:?}", entry.address, entry.service);
     let wrong = |what: &str| DocumentError::Entry(format!("{who} {what}"));
     if let Some(why) = config::unusable(entry.address) {
         return Err(wrong(&format!("is {why}")));
+    }
+    if let Some(place) = &entry.replaces
+        && let Some(why) = config::unusable(place.identity)
+    {
+        return Err(wrong(&format!("replaces {}, {why}", place.identity)));
     }
     let weights = [&entry.added, &entry.weight];
     if let Some(weight) = weights
@@ -243,14 +296,27 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
             weight,
             stamp: Stamp { by, at },
         },
-        (None, Some(who)) if entry.weight.is_none() && entry.admin.is_none() => {
+        (None, Some(who))
+            if entry.weight.is_none() && entry.admin.is_none() && entry.replaces.is_none() =>
+        {
             Presence::Removed(who.into())
         }
-        (None, Some(_)) => return Err(wrong("is removed and has a weight or state")),
+        (None, Some(_)) => return Err(wrong("is removed and has a weight, state or place")),
         (Some(_), Some(_)) => return Err(wrong("is both added and removed")),
     };
+    let until = match &mut entry.admin {
+        Some(state) => state
+            .until
+            .take()
+            .map(|until| conditions(state.state, until)),
+        None => None,
+    };
+    let until = until.transpose().map_err(wrong)?;
     Ok(BackendChange {
         presence,
+        place: entry
+            .replaces
+            .map(|Place { identity, by, at }| (identity, Stamp { by, at })),
         weight: entry
             .weight
             .map(|Weight { weight, by, at }| (weight, Stamp { by, at })),
@@ -259,6 +325,7 @@ fn change(entry: Backend) -> Result<BackendChange, DocumentError> {
             reason: state.reason,
             by: state.by,
             at: state.at,
+            until,
         }),
     })
 }

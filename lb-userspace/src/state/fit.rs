@@ -29,6 +29,7 @@ impl Overlay {
             let declared = declares(spec, *address);
             if declared && matches!(change.presence, Presence::Added { .. }) {
                 change.presence = Presence::Declared;
+                change.place = None;
             }
             let stays = declared || matches!(change.presence, Presence::Added { .. });
             if !stays {
@@ -60,22 +61,25 @@ impl Overlay {
 
     /// Forgets what is as the file says anyway: the file's next word on it is to count.
     fn tidy(&mut self, file: &[ServiceSpec]) {
-        let weights: HashMap<(String, IpAddr), u32> = self
+        let declared: HashMap<(String, IpAddr), (u32, IpAddr)> = self
             .declared(file)
             .flat_map(|(spec, _)| {
                 let name = &spec.name;
                 spec.backends
                     .iter()
-                    .map(move |b| ((name.clone(), b.address), b.weight))
+                    .map(move |b| ((name.clone(), b.address), (b.weight, b.identity())))
             })
             .collect();
         self.backends.retain(|backend, change| {
             let said = match change.presence {
-                Presence::Added { weight, .. } => Some(weight),
-                _ => weights.get(backend).copied(),
+                Presence::Added { weight, .. } => Some((weight, backend.1)),
+                _ => declared.get(backend).copied(),
             };
-            change.weight.take_if(|(weight, _)| Some(*weight) == said);
+            let (weight, place) = said.unzip();
+            change.weight.take_if(|(now, _)| Some(*now) == weight);
+            change.place.take_if(|(now, _)| Some(*now) == place);
             change.presence != Presence::Declared
+                || change.place.is_some()
                 || change.weight.is_some()
                 || change.admin.is_some()
         });
@@ -88,6 +92,8 @@ impl Overlay {
         self.give_to(file);
         let mut lost = self.yield_to(file);
         lost.extend(self.forget_undeclared(file));
+        lost.extend(self.yield_places(file));
+        self.tidy(file);
         lost.extend(self.shed(file, capacity));
         lost
     }
@@ -138,6 +144,7 @@ impl Overlay {
             lost.extend(loss(name, *address, &rest, "it was another service's"));
             change.presence = Presence::Declared;
             change.weight = None;
+            change.place = None;
             change.admin.is_some()
         });
         lost
@@ -196,6 +203,9 @@ fn loss(service: &str, address: IpAddr, change: &BackendChange, why: &str) -> Ve
     };
     if let Presence::Added { weight, .. } = change.presence {
         say(format!("added at run time with weight {weight}"));
+    }
+    if let Some((place, _)) = change.place {
+        say(format!("put in the place of {place} at run time"));
     }
     if let Some((weight, _)) = change.weight {
         say(format!("given weight {weight} at run time"));

@@ -7,13 +7,14 @@ use super::overlay::{
     BackendChange, ChangeError, Effective, EffectiveBackend, Origin, Overlay, Presence, Stamp,
     declares,
 };
+use super::places;
 use crate::model::{Admin, BackendSpec, ServiceKey, ServiceSpec};
 
 impl Overlay {
     /// The file with the overlay upon it.
     ///
     /// # Errors
-    /// When a service of the file collides with one added at run time.
+    /// When a service of the file collides with one added at run time, or a backend's place with another's.
     pub fn merge(&self, file: &[ServiceSpec]) -> Result<Vec<Effective>, ChangeError> {
         let mut names: HashMap<&str, Origin> = HashMap::new();
         let mut keys: HashMap<ServiceKey, &str> = HashMap::new();
@@ -32,10 +33,12 @@ impl Overlay {
                     spec.name, spec.key
                 )));
             }
+            let backends = self.merge_backends(spec);
+            places::check(&spec.name, &backends)?;
             services.push(Effective {
                 spec: spec.clone(),
                 origin,
-                backends: self.merge_backends(spec),
+                backends,
             });
         }
         Ok(services)
@@ -56,11 +59,14 @@ impl Overlay {
 
     pub(super) fn merge_backends(&self, spec: &ServiceSpec) -> Vec<EffectiveBackend> {
         let change = |address| self.backends.get(&(spec.name.clone(), address));
-        let make = |address, weight, origin, change: Option<&BackendChange>| EffectiveBackend {
-            address,
+        let make = |said: BackendSpec, origin, change: Option<&BackendChange>| EffectiveBackend {
+            address: said.address,
+            identity: change
+                .and_then(|c| c.place.as_ref())
+                .map_or_else(|| said.identity(), |(place, _)| *place),
             weight: change
                 .and_then(|c| c.weight.as_ref())
-                .map_or(weight, |(weight, _)| *weight),
+                .map_or(said.weight, |(weight, _)| *weight),
             admin: change.and_then(|c| c.admin.clone()).unwrap_or_default(),
             origin,
         };
@@ -70,7 +76,7 @@ impl Overlay {
             .filter_map(|backend| {
                 let change = change(backend.address);
                 let gone = change.is_some_and(|c| matches!(c.presence, Presence::Removed(_)));
-                (!gone).then(|| make(backend.address, backend.weight, Origin::File, change))
+                (!gone).then(|| make(backend.clone(), Origin::File, change))
             })
             .collect();
         for ((service, address), change) in &self.backends {
@@ -78,7 +84,12 @@ impl Overlay {
                 && *service == spec.name
                 && !declares(spec, *address)
             {
-                backends.push(make(*address, weight, Origin::Runtime, Some(change)));
+                let said = BackendSpec {
+                    address: *address,
+                    weight,
+                    replaces: None,
+                };
+                backends.push(make(said, Origin::Runtime, Some(change)));
             }
         }
         backends
@@ -122,10 +133,22 @@ impl Overlay {
                 Difference::new(name, Some(*address), what, file, now, stamp)
             };
             let said = declared.and_then(|b| weight(b.weight));
+            let place = |place: IpAddr| {
+                let own = place == *address;
+                (!own).then(|| format!("in the place of {place}"))
+            };
             match &change.presence {
-                Presence::Declared => {}
+                Presence::Declared => {
+                    if let Some((now, stamp)) = &change.place {
+                        let file = declared.and_then(|b| place(b.identity()));
+                        rows.push(row(Change::Place, file, place(*now), stamp));
+                    }
+                }
                 Presence::Added { weight: w, stamp } => {
-                    rows.push(row(Change::BackendAdded, None, weight(*w), stamp));
+                    let place = change.place.as_ref().and_then(|(now, _)| place(*now));
+                    let now = [weight(*w), place].into_iter().flatten();
+                    let now = Some(now.collect::<Vec<_>>().join(", "));
+                    rows.push(row(Change::BackendAdded, None, now, stamp));
                 }
                 Presence::Removed(stamp) => {
                     rows.push(row(Change::BackendRemoved, said.clone(), None, stamp));
@@ -144,7 +167,7 @@ impl Overlay {
                 let file = declared.map(|_| Admin::Active.to_string());
                 rows.push(Difference {
                     reason: record.reason.clone(),
-                    ..row(Change::Admin, file, Some(record.admin.to_string()), &stamp)
+                    ..row(Change::Admin, file, Some(record.said()), &stamp)
                 });
             }
         }
@@ -159,6 +182,8 @@ pub enum Change {
     ServiceRemoved,
     BackendAdded,
     BackendRemoved,
+    /// Whose place in the lookup table a backend has.
+    Place,
     Weight,
     /// Draining or disabled. No key of the file says that.
     Admin,
@@ -210,6 +235,7 @@ pub(super) fn fold(spec: &ServiceSpec, backends: &[EffectiveBackend]) -> Service
     let backend = |b: &EffectiveBackend| BackendSpec {
         address: b.address,
         weight: b.weight,
+        replaces: (b.identity != b.address).then_some(b.identity),
     };
     ServiceSpec {
         backends: backends.iter().map(backend).collect(),

@@ -4,10 +4,12 @@
 //! (`plan`).
 
 mod document;
+pub mod drain;
 mod eligible;
 mod fit;
 mod merge;
 mod overlay;
+mod places;
 mod standings;
 
 use std::collections::{HashMap, HashSet};
@@ -15,10 +17,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::health::ProbeTarget;
-use crate::model::{Affinity, Config, Health, NodeSpec, ServiceKey, ServiceSpec, Tracking};
+use crate::model::{Config, Health, NodeSpec, ServiceKey, ServiceSpec};
 use crate::netlink::NextHopState;
 use crate::plan::{DesiredBackend, DesiredService};
 
+use places::Heirs;
 use standings::Standings;
 
 pub use document::DocumentError;
@@ -50,6 +53,9 @@ pub struct State {
     next_hops: HashMap<IpAddr, NextHopState>,
     /// What each backend may be used for, those that were removed and still have flows included.
     standings: Standings,
+    /// A next hop is no longer needed since this was last asked.
+    let_go: bool,
+    heirs: Heirs,
 }
 
 impl State {
@@ -73,6 +79,8 @@ impl State {
             health: HashMap::new(),
             next_hops: HashMap::new(),
             standings: Standings::default(),
+            let_go: false,
+            heirs: Heirs::default(),
         };
         (state, lost)
     }
@@ -141,9 +149,15 @@ impl State {
     }
 
     fn adopt(&mut self, effective: Vec<Effective>) {
+        self.bequeath(&effective);
         self.effective = effective;
         let known: HashSet<BackendRef> = self.backends().collect();
         self.health.retain(|backend, _| known.contains(backend));
+        self.forget_next_hops();
+    }
+
+    /// Drops the next hops of addresses that nobody needs any more.
+    fn forget_next_hops(&mut self) {
         let addresses = self.addresses();
         self.next_hops
             .retain(|address, _| addresses.contains(address));
@@ -155,12 +169,21 @@ impl State {
             .flat_map(|s| s.backends.iter().map(|b| (s.spec.name.clone(), b.address)))
     }
 
-    /// Addresses whose next hops are needed.
+    /// Addresses whose next hops are needed: those of backends, and of those that were removed while their flows linger.
     pub fn addresses(&self) -> HashSet<IpAddr> {
-        self.effective
+        let declared = self
+            .effective
             .iter()
-            .flat_map(|s| s.backends.iter().map(|b| b.address))
+            .flat_map(|s| s.backends.iter().map(|b| b.address));
+        declared
+            .chain(self.lingering_at().map(|(_, address)| address))
             .collect()
+    }
+
+    /// Whether [`State::addresses`] has become smaller by itself since this was last called: those who watch them must be told, or
+    /// they would not tell again of an address that comes back.
+    pub fn has_let_go(&mut self) -> bool {
+        std::mem::take(&mut self.let_go)
     }
 
     /// What to probe, and for which backends the result counts.
@@ -216,7 +239,8 @@ impl State {
     /// Takes in what netlink says of an address. News of one that is no backend any more comes too late: kept, it would stand
     /// for the truth when the address comes back.
     pub fn set_next_hop(&mut self, address: IpAddr, next_hop: NextHopState) {
-        if self.effective.iter().any(|s| s.backend(address).is_some()) {
+        let declared = self.effective.iter().any(|s| s.backend(address).is_some());
+        if declared || self.lingering_at().any(|(_, lingers)| lingers == address) {
             self.next_hops.insert(address, next_hop);
         }
     }
@@ -237,11 +261,7 @@ impl State {
     /// Backends of which it is not yet known whether they may get flows.
     pub fn unknown(&self) -> Vec<BackendRef> {
         self.backends()
-            .filter(|(service, address)| {
-                self.observed(service, *address)
-                    .is_none_or(|o| o.health == Health::Unknown)
-                    || self.next_hop(*address).is_none()
-            })
+            .filter(|(service, address)| self.undecided(service, *address))
             .collect()
     }
 
@@ -274,6 +294,7 @@ impl State {
             let observed = self.observed(&spec.name, backend.address);
             DesiredBackend {
                 address: backend.address,
+                identity: backend.identity,
                 status: self.status(spec.key, backend.address),
                 lingers: false,
                 weight: backend.weight,
@@ -286,11 +307,8 @@ impl State {
         DesiredService {
             key: spec.key,
             affinity: spec.affinity,
-            // One entry would stand for all of a client's connections: the end of one must not move the others.
-            tracking: match spec.affinity {
-                Affinity::FiveTuple => spec.tracking,
-                Affinity::ClientIp => Tracking::Off,
-            },
+            tracking: spec.tracking,
+            flow_idle: crate::plan::idle_units(spec.times.flow_idle),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
             backends: present.collect(),

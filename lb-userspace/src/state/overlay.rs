@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::drain::Conditions;
 use crate::model::{Admin, BackendSpec, ServiceSpec};
 
 /// Who declared a service or backend.
@@ -38,12 +39,26 @@ pub struct AdminRecord {
     pub by: Option<String>,
     /// Seconds since the Unix epoch.
     pub at: Option<u64>,
+    /// Of a drain: when it ends by itself, if it does.
+    pub until: Option<Conditions>,
+}
+
+impl AdminRecord {
+    /// `draining until empty`, `disabled`
+    pub fn said(&self) -> String {
+        match self.until {
+            Some(until) => format!("{} {until}", self.admin),
+            None => self.admin.to_string(),
+        }
+    }
 }
 
 /// A backend with everything the operator said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EffectiveBackend {
     pub address: IpAddr,
+    /// What the lookup table is made from: its own address, or that of one which it replaced.
+    pub identity: IpAddr,
     pub weight: u32,
     pub admin: AdminRecord,
     pub origin: Origin,
@@ -96,6 +111,8 @@ pub(super) enum Presence {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BackendChange {
     pub presence: Presence,
+    /// The identity of one that it replaced.
+    pub place: Option<(IpAddr, Stamp)>,
     pub weight: Option<(u32, Stamp)>,
     pub admin: Option<AdminRecord>,
 }
@@ -104,6 +121,7 @@ impl BackendChange {
     pub(super) const fn of(presence: Presence) -> Self {
         Self {
             presence,
+            place: None,
             weight: None,
             admin: None,
         }
@@ -176,17 +194,22 @@ impl Overlay {
                 backend.address
             )));
         }
+        let place = backend.replaces.map(|place| (place, stamp.clone()));
         // One of the file's that was removed comes back, with the weight asked for now.
         let change = if declares(&service.spec, backend.address) {
             BackendChange {
+                place,
                 weight: Some((backend.weight, stamp)),
                 ..BackendChange::of(Presence::Declared)
             }
         } else {
-            BackendChange::of(Presence::Added {
-                weight: backend.weight,
-                stamp,
-            })
+            BackendChange {
+                place,
+                ..BackendChange::of(Presence::Added {
+                    weight: backend.weight,
+                    stamp,
+                })
+            }
         };
         self.backends
             .insert((name.clone(), backend.address), change);

@@ -30,7 +30,7 @@ impl State {
             // One that is no longer declared lingers from now on: `advance` sees to it.
             self.standings.insert(
                 (key, address),
-                Standing::left(Timers::of(key.protocol), status, now),
+                Standing::left(Timers::of(&service.spec.times), status, now),
             );
             let active = service
                 .backend(address)
@@ -54,11 +54,13 @@ impl State {
             let ignored = self.health_is_ignored(service);
             for backend in &service.backends {
                 let wish = self.wish(service, backend, ignored);
-                wishes.insert((service.spec.key, backend.address), wish);
+                let timers = Timers::of(&service.spec.times);
+                wishes.insert((service.spec.key, backend.address), (wish, timers));
             }
         }
         // Who is not wished for any more lingers, as long as the service is there.
         let services: HashSet<_> = self.effective.iter().map(|s| s.spec.key).collect();
+        let before = self.standings.len();
         self.standings.retain(|at, standing| {
             services.contains(&at.0)
                 && (wishes.contains_key(at) || {
@@ -66,18 +68,23 @@ impl State {
                     standing.status() != Status::Gone
                 })
         });
-        for (at, wish) in wishes {
-            let timers = Timers::of(at.0.protocol);
+        if self.standings.len() < before {
+            self.let_go = true;
+            self.forget_next_hops();
+        }
+        for (at, (wish, timers)) in wishes {
             let standing = self
                 .standings
                 .entry(at)
                 .or_insert_with(|| Standing::new(timers, wish, now));
+            standing.retime(timers);
             standing.update(wish, now);
             // GONE is final: one that is wanted again begins anew, under another id.
             if standing.status() == Status::Gone && usable(wish) {
                 *standing = Standing::new(timers, wish, now);
             }
         }
+        self.settle_heirs();
         self.standings.values().filter_map(Standing::next).min()
     }
 
@@ -130,29 +137,43 @@ impl State {
             .is_some_and(|standing| standing.status() == Status::Gone)
     }
 
-    /// Backends that are no longer part of their service, while their flows linger.
-    pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
+    /// When a backend will be GONE by itself, nanoseconds of the packets' clock.
+    pub fn gone_at(&self, key: ServiceKey, address: IpAddr) -> Option<u64> {
+        self.standings.get(&(key, address))?.gone_at()
+    }
+
+    /// Where backends are that are no longer part of their service, while their flows linger.
+    pub(super) fn lingering_at(&self) -> impl Iterator<Item = (&Effective, IpAddr)> {
+        let services: HashMap<ServiceKey, &Effective> =
+            self.effective.iter().map(|s| (s.spec.key, s)).collect();
         let declared: HashSet<(ServiceKey, IpAddr)> = self
             .effective
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| (s.spec.key, b.address)))
             .collect();
+        self.standings
+            .keys()
+            .filter(move |at| !declared.contains(at))
+            .filter_map(move |(key, address)| Some((*services.get(key)?, *address)))
+    }
+
+    /// They themselves. Their routes are followed as everybody's: connections go on when a gateway or a MAC changes.
+    pub(super) fn lingering(&self) -> HashMap<ServiceKey, Vec<DesiredBackend>> {
         let mut lingering: HashMap<_, Vec<_>> = HashMap::new();
-        for (at, standing) in self
-            .standings
-            .iter()
-            .filter(|(at, _)| !declared.contains(*at))
-        {
-            lingering.entry(at.0).or_default().push(DesiredBackend {
-                address: at.1,
-                weight: 0,
-                eligible: false,
-                status: standing.status(),
+        for (service, address) in self.lingering_at() {
+            let key = service.spec.key;
+            let next_hop = self.next_hop(address);
+            let heir = self.keeps_for(key, address);
+            lingering.entry(key).or_default().push(DesiredBackend {
+                address,
+                identity: heir.map_or(address, |heir| heir.identity),
+                weight: heir.map_or(0, |heir| heir.weight),
+                eligible: heir.is_some(),
+                status: self.status(key, address),
                 only_down: false,
                 may_keep: false,
                 lingers: true,
-                // What is installed stays.
-                route: None,
+                route: super::route(&self.node, &service.spec, address, next_hop).ok(),
             });
         }
         for backends in lingering.values_mut() {

@@ -5,6 +5,7 @@ mod eligible;
 mod kept;
 mod observed;
 mod reloads;
+mod replaces;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ fn service(name: &str, vip: &str, backends: &[&str]) -> ServiceSpec {
         },
         forward: Forward::Ipip,
         affinity: Affinity::FiveTuple,
-        tracking: Tracking::Adaptive,
+        tracking: crate::model::Tracking::Adaptive,
+        times: crate::model::FlowTimes::usual(Protocol::Tcp),
         table_size: TableSize::Auto,
         on_empty: OnEmpty::Keep,
         health: HealthSpec::default(),
@@ -46,6 +48,7 @@ fn spec(address: &str, weight: u32) -> BackendSpec {
     BackendSpec {
         address: ip(address),
         weight,
+        replaces: None,
     }
 }
 
@@ -122,6 +125,7 @@ fn record(admin: Admin) -> AdminRecord {
         reason: Some("disk".to_owned()),
         by: Some("ada".to_owned()),
         at: Some(7),
+        until: None,
     }
 }
 

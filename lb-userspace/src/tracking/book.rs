@@ -1,7 +1,5 @@
 //! What the daemon alone remembers of each slot. Lost with the daemon, and rebuilt on the safe side.
 
-use std::ops::Range;
-
 use lb_common::slot::Mode;
 
 use super::SharedMemory;
@@ -65,7 +63,7 @@ impl Book {
 
     /// The slot's learning begins (again). `now` is read after the word was stored: a daemon that is stopped between the two must
     /// not believe that it learnt meanwhile.
-    pub(super) fn begins(&mut self, slot: u32, now: u64) {
+    pub(crate) fn begins(&mut self, slot: u32, now: u64) {
         self.t0[slot as usize] = now;
     }
 
@@ -95,8 +93,8 @@ impl Book {
         self.left_learning[slot as usize] <= graced
     }
 
-    /// Whether a grace period would let the next sweep put more of these slots to rest.
-    pub fn wants_grace(&self, slots: Range<u32>) -> bool {
-        slots.into_iter().any(|slot| !self.quiet(slot, self.graced))
+    /// Whether a grace period would let the next sweep put more slots to rest: some slot left learning after the last one.
+    pub fn wants_grace(&self) -> bool {
+        self.step > self.graced
     }
 }

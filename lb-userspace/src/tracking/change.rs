@@ -37,16 +37,25 @@ pub fn changed(
                 begins: false,
             };
         }
-        Tracking::Always => Mode::Learn,
-        Tracking::Adaptive if incumbent != primary => Mode::Learn,
-        Tracking::Adaptive if old.mode() == Mode::Steady => Mode::Steady,
-        Tracking::Adaptive => Mode::Residue,
+        // Without a backend there is nothing to remember.
+        Tracking::Always if primary != 0 => Mode::Learn,
+        _ if incumbent != primary => Mode::Learn,
+        _ if old.mode() == Mode::Steady => Mode::Steady,
+        _ => Mode::Residue,
     };
     Changed {
         word: SlotWord::new(mode, primary, incumbent, false),
         // Flows that have another incumbent now were not learnt, nor were those of one that was down.
         begins: mode == Mode::Learn
             && (old.mode() != Mode::Learn || incumbent != old.incumbent() || came_back(incumbent)),
+    }
+}
+
+/// The word of a slot that no packet has been led to yet.
+pub const fn fresh(primary: u32, tracking: Tracking) -> SlotWord {
+    match tracking {
+        Tracking::Always if primary != 0 => SlotWord::new(Mode::Learn, primary, primary, false),
+        _ => SlotWord::steady(primary),
     }
 }
 
@@ -150,6 +159,47 @@ mod tests {
         assert_eq!(rule(steady, A, Tracking::Always), (Mode::Learn, A, A, true));
         assert_eq!(rule(steady, B, Tracking::Always), (Mode::Learn, B, A, true));
         assert_eq!(rule(steady, B, Tracking::Off), (Mode::Steady, B, B, false));
+        // Where there is no backend there is nothing to learn; what is remembered is followed until it is gone.
+        let none = SlotWord::steady(0);
+        assert_eq!(rule(none, 0, Tracking::Always), (Mode::Steady, 0, 0, false));
+        assert_eq!(rule(none, A, Tracking::Always), (Mode::Learn, A, A, true));
+        let learn = SlotWord::new(Mode::Learn, A, A, false);
+        assert_eq!(rule(learn, 0, Tracking::Always), (Mode::Learn, 0, A, false));
+        let nobody = SlotWord::new(Mode::Learn, 0, GONE, false);
+        assert_eq!(
+            rule(nobody, 0, Tracking::Always),
+            (Mode::Residue, 0, 0, false)
+        );
+    }
+
+    #[test]
+    fn a_fresh_slot_learns_only_where_everything_is_remembered() {
+        for (tracking, primary, expected) in [
+            (Tracking::Adaptive, A, SlotWord::steady(A)),
+            (Tracking::Off, A, SlotWord::steady(A)),
+            (Tracking::Always, A, SlotWord::new(Mode::Learn, A, A, false)),
+            (Tracking::Always, 0, SlotWord::steady(0)),
+        ] {
+            assert_eq!(fresh(primary, tracking), expected, "{tracking:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_changes_hands_safely() {
+        // To "always" everything that was not learning begins now; from it, entries are followed until none is left.
+        let residue = SlotWord::new(Mode::Residue, A, A, false);
+        let learn = SlotWord::new(Mode::Learn, B, A, false);
+        let all = SlotWord::new(Mode::Learn, A, A, false);
+        for (old, primary, tracking, expected) in [
+            (residue, A, Tracking::Always, (Mode::Learn, A, A, true)),
+            (learn, B, Tracking::Always, (Mode::Learn, B, A, false)),
+            (all, A, Tracking::Adaptive, (Mode::Residue, A, A, false)),
+            (all, B, Tracking::Adaptive, (Mode::Learn, B, A, false)),
+            (learn, B, Tracking::Adaptive, (Mode::Learn, B, A, false)),
+            (all, A, Tracking::Off, (Mode::Steady, A, A, false)),
+        ] {
+            assert_eq!(rule(old, primary, tracking), expected, "{old:?}");
+        }
     }
 
     #[test]

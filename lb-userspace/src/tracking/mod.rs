@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Owns: what a change does to a slot ([`change`]), what a backend may be used for and until when ([`standing`]), and the three
-//! chores on the flow table: [`sweep`], [`settle`], and the [`removal`] of a backend's id. All pure: shared memory is behind
+//! chores on the flow table: [`sweep`] and [`settle`], which the daemon does in turn ([`round`]), and the [`removal`] of a
+//! backend's id. All pure: shared memory is behind
 //! [`SharedMemory`], each call of which is one access, and times are nanoseconds of the packets' clock (`CLOCK_MONOTONIC_COARSE`).
 //!
 //! Does not own: Maglev tables, the backends' records in the kernel, and waiting. A chore that needs a grace period says so
@@ -21,6 +22,7 @@
 pub mod book;
 pub mod change;
 pub mod removal;
+pub mod round;
 pub mod settle;
 pub mod standing;
 pub mod sweep;

@@ -12,7 +12,7 @@ use super::{Backends, Book, MARGIN, SharedMemory, Step, Tracking, stretch};
 const ATTEMPTS: u32 = 4;
 
 /// The slots of a service that may settle.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub slots: Range<u32>,
     pub tracking: Tracking,
@@ -50,6 +50,12 @@ pub struct Settle {
     cursor: u32,
 }
 
+impl Default for Settle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The same word, no longer settling.
 pub(super) fn unsettled(word: SlotWord) -> SlotWord {
     SlotWord::new(word.mode(), word.primary(), word.incumbent(), false)
@@ -71,41 +77,58 @@ pub fn due<B: Backends>(
 }
 
 impl Settle {
-    /// Announces the slots that are due; `None` if there are none. A grace period must follow before [`Settle::step`].
-    pub fn begin<M: SharedMemory, B: Backends>(
+    /// With no slot yet.
+    pub const fn new() -> Self {
+        Self {
+            phase: Phase::Announced,
+            candidates: BTreeMap::new(),
+            cursor: 0,
+        }
+    }
+
+    /// Announces the slots that are due. Take the services in stretches; a grace period must follow the last before
+    /// [`Settle::step`], if there are any slots at all.
+    pub fn announce<M: SharedMemory, B: Backends>(
+        &mut self,
         memory: &M,
         book: &Book,
         backends: &B,
-        scopes: &[Scope],
-    ) -> Option<Self> {
-        let mut candidates = BTreeMap::new();
-        for scope in scopes {
-            for slot in scope.slots.clone() {
-                let word = memory.slot(slot);
-                if word.mode() != Mode::Learn {
-                    continue;
-                }
-                // The clock first: a stamp that comes between only makes the rest longer than it looks.
-                let now = memory.clock();
-                let loss = memory.loss(slot);
-                if due(word, book.t0(slot), loss, now, scope.window, backends) {
-                    let word = SlotWord::new(Mode::Learn, word.primary(), word.incumbent(), true);
-                    memory.store_slot(slot, word);
-                    let candidate = Candidate {
-                        word,
-                        loss,
-                        tracking: scope.tracking,
-                        refused: false,
-                    };
-                    candidates.insert(slot, candidate);
-                }
+        scope: &Scope,
+    ) {
+        for slot in scope.slots.clone() {
+            let word = memory.slot(slot);
+            if word.mode() != Mode::Learn {
+                continue;
+            }
+            // The clock first: a stamp that comes between only makes the rest longer than it looks.
+            let now = memory.clock();
+            let loss = memory.loss(slot);
+            if due(word, book.t0(slot), loss, now, scope.window, backends) {
+                let word = SlotWord::new(Mode::Learn, word.primary(), word.incumbent(), true);
+                memory.store_slot(slot, word);
+                let candidate = Candidate {
+                    word,
+                    loss,
+                    tracking: scope.tracking,
+                    refused: false,
+                };
+                self.candidates.insert(slot, candidate);
             }
         }
-        (!candidates.is_empty()).then_some(Self {
-            phase: Phase::Announced,
-            candidates,
-            cursor: 0,
-        })
+    }
+
+    /// Slots that settle.
+    pub fn slots(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// Calls it off, at any time: what was announced goes on learning, as after a loss.
+    pub fn abandon<M: SharedMemory>(&self, memory: &M) {
+        for (&slot, candidate) in &self.candidates {
+            if memory.slot(slot) == candidate.word {
+                memory.store_slot(slot, unsettled(candidate.word));
+            }
+        }
     }
 
     /// Goes on after a grace period, or with the next `most` entries of the table.

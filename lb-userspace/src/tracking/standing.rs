@@ -7,10 +7,11 @@
 //!    SUSPECT ──grace──▶ DOWN ──hold-down──▶ GONE ◀───────── removed
 //! ```
 
+use std::time::Duration;
+
 use lb_common::track::Status;
 
-use super::SECOND;
-use crate::model::{Admin, Health, Protocol};
+use crate::model::{Admin, FlowTimes, Health};
 
 /// How long a backend stays in the statuses that end by themselves, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +25,13 @@ pub struct Timers {
 }
 
 impl Timers {
-    pub const fn of(protocol: Protocol) -> Self {
+    pub fn of(times: &FlowTimes) -> Self {
+        // Bounded by the configuration to far less than 2⁶⁴ ns.
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         Self {
-            grace: match protocol {
-                Protocol::Tcp => 30 * SECOND,
-                Protocol::Udp => 0,
-            },
-            hold_down: 600 * SECOND,
-            linger: 60 * SECOND,
+            grace: nanoseconds(times.grace),
+            hold_down: nanoseconds(times.hold_down),
+            linger: nanoseconds(times.linger),
         }
     }
 }
@@ -116,6 +116,11 @@ impl Standing {
         self.status
     }
 
+    /// Other timers from now on: what has run since its beginning counts.
+    pub const fn retime(&mut self, timers: Timers) {
+        self.timers = timers;
+    }
+
     /// New wishes, or a timer that ran out. Tells how the status changed, if it did.
     pub fn update(&mut self, wish: Wish, now: u64) -> Option<Turn> {
         let from = self.status;
@@ -173,18 +178,22 @@ impl Standing {
         self.update(wish, now)
     }
 
+    /// When it will be GONE, if nothing else happens.
+    pub fn gone_at(&self) -> Option<u64> {
+        let after = |since: Option<u64>, limit: u64| since.map(|since| since.saturating_add(limit));
+        let removed = after(self.removed, self.timers.linger);
+        let down = after(self.down, self.timers.hold_down);
+        removed.into_iter().chain(down).min()
+    }
+
     /// When the status will change by itself, if nothing else happens.
     pub fn next(&self) -> Option<u64> {
         if self.status == Status::Gone {
             return None;
         }
         let after = |since: Option<u64>, limit: u64| since.map(|since| since.saturating_add(limit));
-        let gone = [
-            after(self.removed, self.timers.linger),
-            after(self.down, self.timers.hold_down),
-        ];
         let down = after(self.failing, self.timers.grace).filter(|_| self.down.is_none());
-        gone.into_iter().chain([down]).flatten().min()
+        self.gone_at().into_iter().chain(down).min()
     }
 }
 
@@ -306,6 +315,27 @@ mod tests {
         assert_eq!(
             (suspect.status(), suspect.next()),
             (Status::Suspect, Some(1_030))
+        );
+    }
+
+    #[test]
+    fn other_timers_hold_for_what_runs_already() {
+        let mut backend = Standing::new(TIMERS, FAILS, 100);
+        backend.retime(Timers {
+            grace: 90,
+            ..TIMERS
+        });
+        assert_eq!(backend.update(FAILS, 130), None);
+        assert_eq!(backend.next(), Some(190));
+        backend.retime(Timers {
+            grace: 20,
+            hold_down: 5,
+            ..TIMERS
+        });
+        backend.update(FAILS, 140);
+        assert_eq!(
+            (backend.status(), backend.next()),
+            (Status::Down, Some(145))
         );
     }
 

@@ -1,5 +1,7 @@
 //! The regular walk over the flow table: clears what nobody needs, counts the rest, and puts slots to rest.
 
+use std::ops::Range;
+
 use lb_common::flow::{Age, FlowEntry, FlowState, slot_of_tag};
 use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
@@ -86,30 +88,41 @@ impl Sweep {
         }
     }
 
-    /// After the whole table was seen: slots whose last entry is gone are STEADY again. Returns what was counted and how many
-    /// slots came to rest.
+    /// After the whole table was seen: those of these slots whose last entry is gone are STEADY again.
     ///
     /// A slot only comes to rest if every packet that saw it learn had left before the walk began: RESIDUE inserts nothing, so
-    /// nothing was put behind the walk's back.
-    pub fn finish<M: SharedMemory>(
-        self,
-        memory: &M,
-        book: &Book,
-        slots: std::ops::Range<u32>,
-    ) -> (Tally, u32) {
-        let mut rested = 0;
+    /// nothing was put behind the walk's back. A change since then that let it learn shows in the book.
+    pub fn rest<M: SharedMemory>(&self, memory: &M, book: &Book, slots: Range<u32>) -> Rested {
+        let mut rested = Rested::default();
         for slot in slots {
             let word = memory.slot(slot);
-            if word.mode() == Mode::Residue
-                && self.tally.slots[slot as usize] == 0
-                && book.quiet(slot, self.graced)
-            {
-                memory.store_slot(slot, SlotWord::steady(word.primary()));
-                rested += 1;
+            match word.mode() {
+                Mode::Steady => {}
+                Mode::Residue
+                    if self.tally.slots[slot as usize] == 0 && book.quiet(slot, self.graced) =>
+                {
+                    memory.store_slot(slot, SlotWord::steady(word.primary()));
+                    rested.now += 1;
+                }
+                Mode::Residue | Mode::Learn => rested.awake += 1,
             }
         }
-        (self.tally, rested)
+        rested
     }
+
+    /// What was counted.
+    pub fn tally(self) -> Tally {
+        self.tally
+    }
+}
+
+/// What became of some slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rested {
+    /// Came to rest.
+    pub now: u32,
+    /// Are still not at rest.
+    pub awake: u32,
 }
 
 /// The slot of an entry.

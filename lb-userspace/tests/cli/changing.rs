@@ -11,7 +11,7 @@ use crate::{SLUICE, command, done, json, sluice};
 #[test]
 fn changing_verbs_send_what_was_typed() {
     let served = Served::start();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 13] = [
         (
             &["backend", "add", "web", "10.0.0.13"],
             "adds 10.0.0.13 to web, weight None",
@@ -19,6 +19,17 @@ fn changing_verbs_send_what_was_typed() {
         (
             &["backend", "add", "dns6", "[2001:db8::12]", "--weight", "5"],
             "adds 2001:db8::12 to dns6, weight Some(5)",
+        ),
+        (
+            &[
+                "backend",
+                "add",
+                "web",
+                "10.0.0.14",
+                "--replaces",
+                "10.0.0.12",
+            ],
+            "adds 10.0.0.14 to web for 10.0.0.12, weight None",
         ),
         (
             &["backend", "remove", "web", "10.0.0.12"],
@@ -34,6 +45,19 @@ fn changing_verbs_send_what_was_typed() {
                 "kernel update",
             ],
             "makes 10.0.0.12 of web draining, reason Some(\"kernel update\")",
+        ),
+        (
+            &[
+                "backend",
+                "drain",
+                "web",
+                "10.0.0.12",
+                "--until-empty",
+                "--timeout",
+                "1h 500ms",
+                "--no-wait",
+            ],
+            "draining, reason None, until DrainUntil { until_empty: true, timeout_seconds: Some(3601) }",
         ),
         (
             &["backend", "disable", "dns6", "[2001:db8::11]"],
@@ -72,6 +96,14 @@ fn changing_verbs_send_what_was_typed() {
                 "l2",
                 "--affinity",
                 "client-ip",
+                "--tracking",
+                "off",
+                "--flow-idle",
+                "1h 30m",
+                "--grace",
+                "0s",
+                "--hold-down",
+                "90s",
                 "--table-size",
                 "4093",
                 "--on-empty",
@@ -97,9 +129,9 @@ fn changing_verbs_send_what_was_typed() {
             ],
             concat!(
                 r#"adds service {"affinity":"client-ip","backend":[{"address":"2001:db8::11","weight":3},"#,
-                r#"{"address":"2001:db8::12"}],"forward":"l2","health":{"fall":2,"interval":"500ms","#,
-                r#""kind":"http","path":"/up","port":8080,"rise":1,"timeout":"250ms"},"name":"new6","#,
-                r#""on_empty":"drop","protocol":"udp","table_size":4093,"vip":"[2001:db8::1]:*"}"#
+                r#"{"address":"2001:db8::12"}],"flow_idle":"1h 30m","forward":"l2","grace":"0s","health":{"fall":2,"interval":"500ms","#,
+                r#""kind":"http","path":"/up","port":8080,"rise":1,"timeout":"250ms"},"hold_down":"90s","name":"new6","#,
+                r#""on_empty":"drop","protocol":"udp","table_size":4093,"tracking":"off","vip":"[2001:db8::1]:*"}"#
             ),
         ),
         (

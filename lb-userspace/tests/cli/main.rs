@@ -1,6 +1,7 @@
 //! The built binary against a served socket: what it prints, and with which code it exits.
 
 mod changing;
+mod draining;
 mod reading;
 mod refusing;
 #[path = "../served/mod.rs"]

@@ -22,9 +22,15 @@ INTERFACE  XDP      ASKED  NOTE
 eth0       native   auto
 eth1       generic  auto   the driver e1000e has no native XDP
 
-SERVICE  VIP                    FORWARD  ELIGIBLE  SLOTS   FLOWS    PACKETS      BYTES  ORIGIN
-web      203.0.113.10:80/tcp    ipip          1/2  1,021  54,321  1,234,567  941.9 MiB  file
-dns6     [2001:db8::53]:53/udp  l2            1/1  1,021      12         12      960 B  runtime
+SERVICE  VIP                    FORWARD  ELIGIBLE  SLOTS  LEARN  RESIDUE   FLOWS    PACKETS      BYTES  ORIGIN
+web      203.0.113.10:80/tcp    ipip          1/2  1,021     80       20  54,321  1,234,567  941.9 MiB  file
+dns6     [2001:db8::53]:53/udp  l2            1/1  1,021      0        0      12         12      960 B  runtime
+
+TRACKING          NOW  SHARE  DETAIL
+slots in change   100  4.9 %  1,942 steady, 80 learn, 20 residue
+flows remembered  313  0.0 %  2 syn, 10 learnt, 300 established, 1 closed
+failed pins         7         openers that found the flow table full
+lost learning       0         other flows that did
 
 VERDICT  REASON        PACKETS  MEANING
 forward  forwarded   1,234,579  sent to a backend
@@ -78,7 +84,8 @@ fn reading_verbs_print_tables() {
             &[
                 "answers for   203.0.113.10:80/tcp",
                 "health        http GET /healthz port 8080 every 2s",
-                "lookup table  1,021 slots, digest 9f86d081884c7d65",
+                "lookup table  1,021 slots (921 steady, 80 learn, 20 residue), digest 9f86d081884c7d65",
+                "312 flows remembered, and those of 80 slots that have not spoken since",
                 "100.0 %",
                 "through eth0 via 02:00:00:00:00:01, mtu 1500",
                 "made draining by alice at 2025-10-09 09:01:40 UTC (kernel update)",
@@ -92,6 +99,8 @@ fn reading_verbs_print_tables() {
                 "10.0.0.12",
                 "2001:db8::11",
                 "draining: kernel update",
+                "LEFT",
+                "≥ 312",
                 "unknown",
             ],
         ),

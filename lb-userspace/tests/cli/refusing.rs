@@ -46,8 +46,16 @@ fn what_the_daemon_refuses_exits_with_1_and_its_words() {
 #[test]
 fn wrong_usage_exits_with_2_and_says_what_is_right() {
     let served = Served::start();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 14] = [
         (&[], "Usage: sluice"),
+        (
+            &["backend", "drain", "web", "10.0.0.11", "--no-wait"],
+            "--until-empty",
+        ),
+        (
+            &["backend", "drain", "web", "10.0.0.11", "--timeout", "10"],
+            "write for example 10m or 2h",
+        ),
         (&["stauts"], "'status'"),
         (&["backend", "drain", "web"], "<ADDRESS>"),
         (

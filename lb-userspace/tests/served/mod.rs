@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use lb_userspace::api::dto::*;
 use lb_userspace::api::server;
-use lb_userspace::model::{Admin, Affinity, Forward, Health, OnEmpty, Protocol, XdpMode};
+use lb_userspace::model::{Affinity, Forward, Health, OnEmpty, Protocol, Tracking, XdpMode};
 use tokio::sync::{mpsc, oneshot};
 
 /// A served socket; ends with the value.
@@ -41,6 +41,7 @@ impl Served {
         let owner = Owner {
             status,
             seen: Arc::clone(&seen),
+            drain: Mutex::default(),
         };
         let path = socket.clone();
         let thread = std::thread::spawn(move || {
@@ -97,6 +98,8 @@ impl Drop for Served {
 struct Owner {
     status: Status,
     seen: Arc<Mutex<Vec<String>>>,
+    /// A drain that ends by itself, and how often it was looked at.
+    drain: Mutex<Option<(IpAddr, AdminChange, u64)>>,
 }
 
 impl Owner {
@@ -115,7 +118,9 @@ impl Owner {
                 reply,
                 match service {
                     None => Ok(all_backends()),
-                    Some(name) => self.service(&name).map(|detail| detail.backends),
+                    Some(name) => self
+                        .service(&name)
+                        .map(|detail| self.looked_at(detail.backends)),
                 },
             ),
             Command::ServiceAdd { caller, add, reply } => {
@@ -148,9 +153,13 @@ impl Owner {
                 reply,
             } => {
                 let result = self.service(&service).map(|_| {
+                    let place = add.replaces.map(|old| format!(" for {old}"));
                     format!(
-                        "{} adds {} to {service}, weight {:?}",
-                        caller.user, add.address, add.weight
+                        "{} adds {} to {service}{}, weight {:?}",
+                        caller.user,
+                        add.address,
+                        place.unwrap_or_default(),
+                        add.weight
                     )
                 });
                 self.change(reply, result);
@@ -174,11 +183,17 @@ impl Owner {
                 reply,
             } => {
                 let result = self.backend(&service, address).map(|_| {
+                    let until = match change.drain {
+                        Some(drain) => format!(", until {drain:?}"),
+                        None => String::new(),
+                    };
                     format!(
-                        "{} makes {address} of {service} {}, reason {:?}",
+                        "{} makes {address} of {service} {}, reason {:?}{until}",
                         caller.user, change.admin, change.reason
                     )
                 });
+                *self.drain.lock().unwrap() =
+                    change.drain.is_some().then_some((address, change, 0));
                 self.change(reply, result);
             }
             Command::BackendWeight {
@@ -235,6 +250,37 @@ impl Owner {
         );
     }
 
+    /// A drain until empty is over at the third look; one whose reason is "cancelled" is cancelled then; others go on.
+    fn looked_at(&self, mut backends: Vec<BackendDetail>) -> Vec<BackendDetail> {
+        let mut drain = self.drain.lock().unwrap();
+        let Some((address, change, looks)) = drain.as_mut() else {
+            return backends;
+        };
+        let until = change.drain.expect("it ends by itself");
+        let backend = backends.iter_mut().find(|b| b.address == *address);
+        let backend = backend.expect("it was there when it was asked for");
+        *looks += 1;
+        if *looks < 3 || (!until.until_empty && change.reason.is_none()) {
+            backend.admin = BackendAdmin::Draining;
+            backend.flows_remembered = 9 - *looks;
+            backend.slots_unlearnt = 2 - *looks.min(&mut 2);
+            backend.drain = Some(DrainStatus {
+                until_empty: until.until_empty,
+                timeout_seconds: until.timeout_seconds,
+                ends_in_seconds: until.timeout_seconds,
+            });
+        } else if change.reason.as_deref() == Some("cancelled") {
+            backend.admin = BackendAdmin::Active;
+            backend.admin_by = Some("bob".to_owned());
+        } else {
+            backend.admin = BackendAdmin::Disabled;
+            backend.admin_by = Some("sluice".to_owned());
+            backend.admin_reason = Some("drained: no flows left".to_owned());
+            backend.flows_remembered = 0;
+        }
+        backends
+    }
+
     fn service(&self, name: &str) -> Result<ServiceDetail, ApiError> {
         let summary = self
             .status
@@ -247,6 +293,11 @@ impl Owner {
         Ok(ServiceDetail {
             summary: summary.clone(),
             affinity: Affinity::FiveTuple,
+            tracking: Tracking::Adaptive,
+            flow_idle_seconds: 7_440.0,
+            grace_seconds: 30.0,
+            hold_down_seconds: 600.0,
+            linger_seconds: 60.0,
             on_empty: OnEmpty::Keep,
             health: "http GET /healthz port 8080 every 2s, timeout 1s, rise 2, fall 3".to_owned(),
             table_digest: Some("9f86d081884c7d65".to_owned()),
@@ -343,6 +394,11 @@ pub fn status() -> Status {
                 backends: 2,
                 eligible: 1,
                 table_size: 1_021,
+                slot_modes: SlotModes {
+                    steady: 921,
+                    learn: 80,
+                    residue: 20,
+                },
                 packets: 1_234_567,
                 bytes: 987_654_321,
                 flows: 54_321,
@@ -356,12 +412,32 @@ pub fn status() -> Status {
                 backends: 1,
                 eligible: 1,
                 table_size: 1_021,
+                slot_modes: SlotModes {
+                    steady: 1_021,
+                    ..SlotModes::default()
+                },
                 packets: 12,
                 bytes: 960,
                 flows: 12,
                 origin: "runtime".to_owned(),
             },
         ],
+        tracking: TrackingStatus {
+            slots: SlotModes {
+                steady: 1_942,
+                learn: 80,
+                residue: 20,
+            },
+            entries: FlowEntries {
+                syn: 2,
+                learnt: 10,
+                established: 300,
+                closed: 1,
+            },
+            capacity: 1_048_576,
+            pins_failed: 7,
+            learning_lost: 0,
+        },
         packets: vec![
             ReasonCount {
                 verdict: "forward".to_owned(),
@@ -388,12 +464,15 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let up = BackendDetail {
         service: "web".to_owned(),
         address: "10.0.0.11".parse().unwrap(),
+        replaces: None,
         id: 1,
         weight: 1,
-        admin: Admin::Active,
+        admin: BackendAdmin::Active,
         admin_reason: None,
         admin_by: None,
         admin_at: None,
+        drain: None,
+        forgotten_in_seconds: None,
         health: Health::Up,
         health_reason: Some("HTTP 200".to_owned()),
         health_since_seconds: Some(11_500),
@@ -401,6 +480,8 @@ pub fn all_backends() -> Vec<BackendDetail> {
         not_eligible: None,
         next_hop: Some("eth0 via 02:00:00:00:00:01, mtu 1500".to_owned()),
         slots: 1_021,
+        flows_remembered: 0,
+        slots_unlearnt: 1_021,
         packets: 1_234_567,
         bytes: 987_654_321,
         flows: 54_321,
@@ -409,7 +490,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let down = BackendDetail {
         address: "10.0.0.12".parse().unwrap(),
         id: 2,
-        admin: Admin::Draining,
+        admin: BackendAdmin::Draining,
         admin_reason: Some("kernel update".to_owned()),
         admin_by: Some("alice".to_owned()),
         admin_at: Some(1_760_000_500),
@@ -419,6 +500,8 @@ pub fn all_backends() -> Vec<BackendDetail> {
         eligible: false,
         not_eligible: Some("draining: kernel update".to_owned()),
         slots: 0,
+        flows_remembered: 312,
+        slots_unlearnt: 80,
         packets: 0,
         bytes: 0,
         flows: 0,
@@ -427,6 +510,7 @@ pub fn all_backends() -> Vec<BackendDetail> {
     let v6 = BackendDetail {
         service: "dns6".to_owned(),
         address: "2001:db8::11".parse().unwrap(),
+        replaces: None,
         id: 3,
         health: Health::Unknown,
         health_reason: None,

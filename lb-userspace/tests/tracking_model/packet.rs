@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use lb_common::event::Event;
 use lb_common::flow::{FlowEntry, FlowState, WAYS, tag};
 use lb_common::reason::Reason;
 use lb_common::slot::{Mode, SlotWord};
@@ -25,6 +26,8 @@ pub struct Notes {
     pub incumbent_down: bool,
     /// It found a backend that is not ACTIVE.
     pub inactive: bool,
+    /// It counted that it could not be pinned.
+    pub unpinned: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +85,7 @@ impl Packet {
                 incumbent_failed: false,
                 incumbent_down: false,
                 inactive: false,
+                unpinned: false,
             },
             log,
         }
@@ -291,6 +295,11 @@ impl FlowMemory for PacketMemory<'_> {
                 });
             }
         }
+    }
+
+    /// No access: a CPU's counters are its own.
+    fn count_event(&self, event: Event) {
+        self.note(|notes| notes.unpinned |= event == Event::PinFailed);
     }
 }
 

@@ -109,7 +109,6 @@ pub fn run(json: bool) -> Result<bool> {
         lab: &lab,
         daemon: &daemon,
         screen: &mut screen,
-        earlier: (0, 0),
     };
     let (run, events) = show.acts()?;
 
@@ -148,8 +147,6 @@ struct Show<'a> {
     lab: &'a Lab,
     daemon: &'a Daemon<'a>,
     screen: &'a mut Screen,
-    /// Connections of earlier acts: done, failed.
-    earlier: (usize, usize),
 }
 
 impl Show<'_> {
@@ -186,28 +183,31 @@ impl Show<'_> {
         ));
         let remaining = target.saturating_sub(load.progress().0);
         self.watch(&load, remaining)?;
-        let mut run = load.stop()?;
-        self.earlier = (run.attempts.len(), run.failures().count());
 
         self.screen
             .title(&format!("3. {} comes back", victim.name()));
+        self.screen.say(
+            "Its server is started again while the load goes on. It gets new connections only: those that are open stay with the\n\
+             backends that have them.",
+        );
+        let target = load.progress().0 + PER_ACT;
         let revived = Instant::now();
         victim.revive()?;
         self.daemon
             .wait_eligible(SERVICE, victim.v4(), true, ACT_LIMIT)?;
         let returned = revived.elapsed();
         self.screen.say(&format!(
-            "Its server was started again; after 2 good probes it has its slots back ({:.0} ms).",
+            "After 2 good probes it has its slots back ({:.0} ms).",
             returned.as_secs_f64() * 1e3
         ));
-        let load = self.load()?;
-        self.watch(&load, PER_ACT)?;
-        run.attempts.extend(load.stop()?.attempts);
+        let remaining = target.saturating_sub(load.progress().0);
+        self.watch(&load, remaining)?;
         Ok((
-            run,
+            load.stop()?,
             Events {
                 killed,
                 moved,
+                revived,
                 victim: victim.number(),
             },
         ))
@@ -227,9 +227,7 @@ impl Show<'_> {
             let (done, failed) = load.progress();
             let finished = done >= target;
             let rows = self.rows()?;
-            let (before, failed_before) = self.earlier;
-            self.screen
-                .draw(&rows, before + done, failed_before + failed, finished);
+            self.screen.draw(&rows, done, failed, finished);
             if finished {
                 return Ok(());
             }

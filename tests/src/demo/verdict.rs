@@ -15,6 +15,8 @@ pub struct Events {
     pub killed: Instant,
     /// The first look at the daemon that showed the victim without slots had been answered.
     pub moved: Instant,
+    /// The victim's server was about to be started again.
+    pub revived: Instant,
     /// The number of the backend that was killed.
     pub victim: usize,
 }
@@ -57,6 +59,8 @@ struct Failures {
     /// Between the kill and the change of the table.
     during: u64,
     after_failover: u64,
+    /// Of those, since the victim came back.
+    since_return: u64,
     /// Not failed, but asked for twice: SYNs that the dying backend no longer answered.
     repeated: u64,
 }
@@ -72,6 +76,7 @@ impl Failures {
                 failures.before_kill += 1;
             } else if attempt.started > events.moved {
                 failures.after_failover += 1;
+                failures.since_return += u64::from(attempt.ended > events.revived);
             } else {
                 failures.during += 1;
             }
@@ -106,10 +111,12 @@ pub fn give(
         "  (served: by the HTTP server; counted: by the balancer; received: captured in front of the backend)\n\n\
          \x20 {connections} connections from several addresses\n\
          \x20 {} failed before the kill, {} between the kill and the change of the table, {} after it\n\
+         \x20 {} failed since its server came back, under load\n\
          \x20 time to fail over: {:.3} s\n",
         failures.before_kill,
         failures.during,
         failures.after_failover,
+        failures.since_return,
         failover.as_secs_f64()
     ));
     if failures.during > 0 {
@@ -137,6 +144,7 @@ pub fn give(
         "failed_before_kill": failures.before_kill,
         "failed_during_failover": failures.during,
         "failed_after_failover": failures.after_failover,
+        "failed_since_return": failures.since_return,
         "repeated_syns": failures.repeated,
         "failover_seconds": failover.as_secs_f64(),
         "backends": counted.iter().map(|row| json!({

@@ -228,6 +228,7 @@ async fn change(
             let add = BackendAdd {
                 address: last,
                 weight: Some(3),
+                replaces: None,
             };
             client.backend_add(CHAT, &add).await
         }
@@ -237,6 +238,7 @@ async fn change(
             let change = AdminChange {
                 admin,
                 reason: None,
+                drain: None,
             };
             client.backend_admin(service, addresses[0], &change).await
         }

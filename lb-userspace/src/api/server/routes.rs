@@ -19,8 +19,9 @@ use utoipa::OpenApi;
 
 use super::{BODY_LIMIT, Peer};
 use crate::api::dto::{
-    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, Command, ErrorBody, OverlayDiff,
-    OverlayReset, Reply, ServiceAdd, ServiceDetail, ServiceSummary, Status, WeightChange,
+    AdminChange, ApiError, BackendAdd, BackendDetail, Changed, Command, Drained, ErrorBody,
+    OverlayDiff, OverlayReset, Reply, ServiceAdd, ServiceDetail, ServiceSummary, Status,
+    WeightChange,
 };
 
 /// Where commands go: the daemon's owner loop.
@@ -78,6 +79,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         backends, backend_remove, backend_admin, backend_weight, overlay, overlay_reset,
         merged_config, reload, detach
     ),
+    components(schemas(Drained)),
     tags(
         (name = "reading", description = "Answers that change nothing"),
         (name = "changing", description = "Changes; each says in one sentence what it did")

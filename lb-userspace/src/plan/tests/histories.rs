@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::world::{CAPACITY, World, address, keys, route};
+use super::world::{CAPACITY, FLOW_IDLE, World, address, keys, route};
 use crate::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize};
 use crate::plan::{DesiredBackend, DesiredService, Installed, PlanError};
 
@@ -90,6 +90,7 @@ fn existing(wanted: &Wanted, n: usize) -> Option<ServiceKey> {
 fn make(key: ServiceKey, n: u8, backend: Backend) -> DesiredBackend {
     DesiredBackend {
         address: address(n),
+        identity: address(n),
         weight: backend.weight,
         // As `state` says: weight and a known way are needed.
         eligible: backend.healthy && backend.weight > 0 && backend.route.is_some(),
@@ -113,6 +114,7 @@ fn edit_into(wanted: &mut Wanted, edit: &Edit) {
                 key,
                 affinity: settings.affinity,
                 tracking: crate::tracking::Tracking::Adaptive,
+                flow_idle: FLOW_IDLE,
                 table_size: settings.size,
                 on_empty: settings.on_empty,
                 backends: unique.iter().map(|(n, b)| make(key, *n, *b)).collect(),

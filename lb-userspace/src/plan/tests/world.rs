@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use lb_common::abi::{Backend, Node, Route, ServiceBucket};
 use lb_common::encap::Way;
+use lb_common::event::Event;
 use lb_common::native::{MemoryFrame, MemoryTables};
 use lb_common::process::{Forwarded, Tables, Verdict, process};
 use lb_common::reason::Reason;
@@ -70,6 +71,7 @@ pub fn route(key: ServiceKey, backend: IpAddr, version: u8) -> Route {
 pub fn backend(key: ServiceKey, n: u8) -> DesiredBackend {
     DesiredBackend {
         address: address(n),
+        identity: address(n),
         weight: 1,
         eligible: true,
         status: Status::Active,
@@ -84,12 +86,16 @@ pub fn service(key: ServiceKey, backends: &[u8]) -> DesiredService {
     DesiredService {
         key,
         tracking: crate::tracking::Tracking::Adaptive,
+        flow_idle: FLOW_IDLE,
         affinity: Affinity::FiveTuple,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
         backends: backends.iter().map(|n| backend(key, *n)).collect(),
     }
 }
+
+/// 7,440 s.
+pub const FLOW_IDLE: u16 = 1_734;
 
 pub const CAPACITY: Capacity = Capacity {
     services: 8,
@@ -190,6 +196,9 @@ impl FlowMemory for Mixed<'_> {
     }
     fn stamp_loss(&self, slot: u32, at: u64) {
         self.backends.stamp_loss(slot, at);
+    }
+    fn count_event(&self, event: Event) {
+        self.backends.count_event(event);
     }
 }
 
@@ -355,7 +364,12 @@ impl World {
                     installed.backend_of_slot(i),
                     "{key}: the mirror is wrong"
                 );
-                let want = table.get(i as usize).map(|m| members[*m as usize].identity);
+                let want = table.get(i as usize).map(|m| {
+                    let place = members[*m as usize].identity;
+                    let holds = |b: &&DesiredBackend| b.identity == place && !b.lingers;
+                    let holder = service.backends.iter().find(holds);
+                    holder.expect("a member is wanted").address
+                });
                 let have = installed.backends.iter().find(|(_, b)| b.id == id);
                 assert_eq!(have.map(|(address, _)| *address), want, "{key} slot {i}");
             }
@@ -464,14 +478,14 @@ fn expected_members(
         let mut members = Vec::new();
         for backend in service.backends.iter().filter(|b| b.eligible) {
             members.push(Member {
-                identity: backend.address,
+                identity: backend.identity,
                 weight: backend.weight,
             });
         }
         if members.is_empty() && service.on_empty == OnEmpty::Keep {
             for backend in service.backends.iter().filter(|b| b.only_down) {
                 members.push(Member {
-                    identity: backend.address,
+                    identity: backend.identity,
                     weight: backend.weight,
                 });
             }
@@ -483,7 +497,7 @@ fn expected_members(
             members.clone_from(&last.members);
             members.retain(|m| {
                 let mut backends = service.backends.iter();
-                backends.any(|b| b.address == m.identity && b.may_keep)
+                backends.any(|b| b.identity == m.identity && b.may_keep)
             });
         }
         members.sort_by_key(|m| m.identity);

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config;
+use crate::state::drain::Conditions;
 
 /// What an operator may do; the numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -13,9 +14,10 @@ enum Step {
     AddService(u8, u8),
     RemoveService(u8),
     AddBackend(u8, u8, u32),
+    Replace(u8, u8, u8, u32),
     RemoveBackend(u8, u8),
     Weigh(u8, u8, u32),
-    Admin(u8, u8, Admin, Option<String>),
+    Admin(u8, u8, Admin, Option<Conditions>, Option<String>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -29,11 +31,30 @@ fn step() -> impl Strategy<Value = Step> {
         (0..4_u8, 0..5_u8).prop_map(|(name, vip)| Step::AddService(name, vip)),
         (0..4_u8).prop_map(Step::RemoveService),
         (0..4_u8, 0..6_u8, weight.clone()).prop_map(|(s, b, w)| Step::AddBackend(s, b, w)),
+        (0..4_u8, 0..6_u8, 0..6_u8, weight.clone())
+            .prop_map(|(s, old, new, w)| Step::Replace(s, old, new, w)),
         (0..4_u8, 0..6_u8).prop_map(|(s, b)| Step::RemoveBackend(s, b)),
         (0..4_u8, 0..6_u8, weight).prop_map(|(s, b, w)| Step::Weigh(s, b, w)),
-        (0..4_u8, 0..6_u8, admin, option::of(any::<String>()))
-            .prop_map(|(s, b, admin, reason)| Step::Admin(s, b, admin, reason)),
+        (
+            0..4_u8,
+            0..6_u8,
+            admin,
+            option::of(conditions()),
+            option::of(any::<String>())
+        )
+            .prop_map(|(s, b, admin, until, reason)| {
+                let until = until.filter(|_| admin == Admin::Draining);
+                Step::Admin(s, b, admin, until, reason)
+            }),
     ]
+}
+
+fn conditions() -> impl Strategy<Value = Conditions> {
+    let timeout = (1..=Conditions::LONGEST.as_secs()).prop_map(Duration::from_secs);
+    (any::<bool>(), option::of(timeout)).prop_map(|(until_empty, timeout)| Conditions {
+        until_empty: until_empty || timeout.is_none(),
+        timeout,
+    })
 }
 
 fn name(number: u8) -> String {
@@ -56,6 +77,13 @@ fn odd(name: &str, vip: u8) -> ServiceSpec {
     spec.key.protocol = Protocol::Udp;
     spec.forward = Forward::L2;
     spec.affinity = Affinity::ClientIp;
+    spec.tracking = crate::model::Tracking::Off;
+    spec.times = crate::model::FlowTimes {
+        flow_idle: Duration::from_secs(3_661),
+        grace: Duration::from_millis(1_500),
+        hold_down: Duration::ZERO,
+        linger: Duration::from_secs(1_800),
+    };
     spec.table_size = TableSize::Fixed(4_093);
     spec.on_empty = OnEmpty::Drop;
     spec.backends[0].weight = 0;
@@ -90,9 +118,14 @@ fn take(state: &mut State, step: &Step, at: u64) {
             Step::RemoveService(s) => overlay.remove_service(&name(s), file, stamp)?,
             Step::AddBackend(s, b, weight) => {
                 if let Some(service) = services.iter().find(|x| x.spec.name == name(s)) {
-                    let address = address(b);
-                    overlay.add_backend(service, &BackendSpec { address, weight }, stamp)?;
+                    let address = &address(b).to_string();
+                    overlay.add_backend(service, &spec(address, weight), stamp)?;
                 }
+            }
+            Step::Replace(s, old, new, weight) => {
+                let service = existing(services, s, old)?;
+                let old = service.backend(address(old)).expect("it exists");
+                overlay.replace_backend(&service, old, address(new), weight, &stamp)?;
             }
             Step::RemoveBackend(s, b) => {
                 overlay.remove_backend(&existing(services, s, b)?, address(b), stamp);
@@ -100,13 +133,14 @@ fn take(state: &mut State, step: &Step, at: u64) {
             Step::Weigh(s, b, weight) => {
                 overlay.set_weight(&existing(services, s, b)?, address(b), weight, stamp);
             }
-            Step::Admin(s, b, admin, reason) => {
+            Step::Admin(s, b, admin, until, reason) => {
                 let Stamp { by, at } = stamp;
                 let record = AdminRecord {
                     admin,
                     reason,
                     by,
                     at,
+                    until,
                 };
                 overlay.set_admin(&existing(services, s, b)?, address(b), record);
             }
@@ -375,5 +409,51 @@ fn a_wrong_document_is_refused_with_its_place() {
                 "cut at {end}"
             );
         }
+    }
+}
+
+/// What was written before drains could end by themselves is read as it was meant; what no version writes is refused.
+#[test]
+fn a_drain_is_kept_with_its_conditions() {
+    let document = |admin: &str| {
+        format!(
+            r#"{{"format": 1, "services_added": [], "services_removed": [],
+                "backends": [{{"service": "web", "address": "{A}", "admin": {admin}}}]}}"#
+        )
+    };
+    let read = |admin: &str| {
+        let overlay = Overlay::from_document(&document(admin)).map_err(|e| e.to_string())?;
+        let (state, _) = State::restore(&config(&[web()]), overlay);
+        let differences = state.differences();
+        let backend = state.service("web").unwrap().backend(ip(A)).unwrap();
+        assert_eq!(differences[0].now, Some(backend.admin.said()));
+        Ok::<_, String>(backend.admin.said())
+    };
+    for (admin, said) in [
+        (r#"{"state": "draining"}"#, "draining"),
+        (
+            r#"{"state": "draining", "until": {"empty": true}}"#,
+            "draining until empty",
+        ),
+        (
+            r#"{"state": "draining", "until": {"empty": true, "timeout_seconds": 600}}"#,
+            "draining until empty, for 10m at most",
+        ),
+    ] {
+        assert_eq!(read(admin), Ok(said.to_owned()));
+    }
+    for (admin, why) in [
+        (
+            r#"{"state": "disabled", "until": {"empty": true}}"#,
+            "not draining",
+        ),
+        (r#"{"state": "draining", "until": {}}"#, "until nothing"),
+        (
+            r#"{"state": "draining", "until": {"timeout_seconds": 0}}"#,
+            "less than a second",
+        ),
+    ] {
+        let error = read(admin).unwrap_err();
+        assert!(error.contains(why) && error.contains(A), "{error}");
     }
 }

@@ -28,6 +28,61 @@ fn news_of_what_is_gone_come_too_late() {
     assert!(state.next_hop(ip(A)).is_none());
 }
 
+/// A removed backend's flows linger, and its packets go where it is now.
+#[test]
+fn next_hops_are_followed_while_flows_linger() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut state = healthy(&[web(), dns()]);
+    state.advance(0);
+    remove(&mut state, "web", B).unwrap();
+    assert!(
+        state.addresses().contains(&ip(B)),
+        "before it is known to linger"
+    );
+    state.advance(SECOND);
+    assert!(!state.has_let_go());
+
+    let moved = NextHop {
+        destination_mac: [2, 0, 0, 0, 0, 77],
+        ..hop()
+    };
+    let route_of_b = |state: &State| {
+        let desired = state.desired();
+        let key = web().key;
+        let web = desired.iter().find(|s| s.key == key).expect("the service");
+        let b = web.backends.iter().find(|b| b.address == ip(B));
+        b.map(|b| (b.lingers, b.eligible, b.route))
+    };
+    let node = config(&[]).node;
+    let expected = |hop: &NextHop| {
+        let next_hop = NextHopState::Resolved(hop.clone());
+        route(&node, &web(), ip(B), Some(&next_hop)).ok()
+    };
+    assert_eq!(route_of_b(&state), Some((true, false, expected(&hop()))));
+    state.set_next_hop(ip(B), NextHopState::Resolved(moved.clone()));
+    assert_eq!(route_of_b(&state), Some((true, false, expected(&moved))));
+    // What is not known now leaves the route that is installed.
+    state.set_next_hop(ip(B), NextHopState::Unresolved("lost".to_owned()));
+    assert_eq!(route_of_b(&state), Some((true, false, None)));
+
+    state.set_next_hop(ip(B), NextHopState::Resolved(moved));
+    state.advance(61 * SECOND);
+    assert_eq!(route_of_b(&state), None);
+    assert!(state.has_let_go(), "the watcher is told once");
+    assert!(!state.has_let_go());
+    assert!(!state.addresses().contains(&ip(B)));
+    assert!(
+        state.next_hop(ip(B)).is_none(),
+        "it is old news if it comes back"
+    );
+
+    // Not for a service that is gone with all its flows.
+    remove(&mut state, "dns", A).unwrap();
+    state.reload(&config(&[dns()])).unwrap();
+    state.advance(62 * SECOND);
+    assert_eq!(state.addresses(), HashSet::from([ip(A)]));
+}
+
 #[test]
 fn identical_probes_are_made_once() {
     let mut state = State::new(&config(&[web(), dns()]));

@@ -45,6 +45,36 @@ fn health_is_kept_when_the_probe_changes() {
 }
 
 #[test]
+fn new_times_hold_for_what_runs_already() {
+    use crate::tracking::SECOND;
+    let mut state = healthy(&[web()]);
+    state.advance(0);
+    up(&mut state, "web", A, Health::Down);
+    assert_eq!(state.advance(SECOND), Some(31 * SECOND), "grace");
+    let mut patient = web();
+    patient.times.grace = Duration::from_secs(90);
+    patient.times.flow_idle = Duration::from_secs(60);
+    state
+        .reload(&config(std::slice::from_ref(&patient)))
+        .unwrap();
+    assert_eq!(state.advance(40 * SECOND), Some(91 * SECOND));
+    assert_eq!(
+        state.desired()[0].flow_idle,
+        crate::plan::idle_units(Duration::from_secs(60))
+    );
+    patient.times.grace = Duration::ZERO;
+    patient.times.hold_down = Duration::from_secs(20);
+    state.reload(&config(&[patient])).unwrap();
+    assert_eq!(state.advance(41 * SECOND), Some(61 * SECOND), "hold-down");
+    state.advance(61 * SECOND);
+    let there = |state: &State| {
+        let desired = state.desired();
+        desired[0].backends.iter().any(|b| b.address == ip(A))
+    };
+    assert!(!there(&state), "forgotten");
+}
+
+#[test]
 fn a_service_that_collides_is_refused_and_nothing_changes() {
     for (name, vip, way_out) in [
         ("run", "203.0.113.8", "sluice service remove run"),

@@ -73,8 +73,10 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub enum Chore {
     Change(Plan),
-    Sweep(Sweep),
-    Settle(Option<Settle>),
+    /// And the slots that were put to rest since the whole table was seen.
+    Sweep(Sweep, u32),
+    /// And the slots that were looked at; more than there are: all are announced.
+    Settle(Settle, u32),
     Removal(Removal),
     Free(u32),
 }
@@ -237,12 +239,12 @@ impl Daemon {
         if world.mutation == Mutation::RestsWithoutGrace {
             book.passed(book.mark());
         }
-        self.start(world, Chore::Sweep(Sweep::begin(&book)), None);
+        self.start(world, Chore::Sweep(Sweep::begin(&book), 0), None);
     }
 
     pub fn start_settle(&mut self, world: &World) {
         self.last_look = u32::MAX;
-        self.start(world, Chore::Settle(None), None);
+        self.start(world, Chore::Settle(Settle::new(), 0), None);
     }
 
     /// Frees an id that is GONE, if there is one that no slot names.
@@ -289,7 +291,7 @@ impl Daemon {
         self.work.as_ref().is_some_and(|work| {
             matches!(
                 work.chore,
-                Chore::Removal(_) | Chore::Free(_) | Chore::Settle(Some(_))
+                Chore::Removal(_) | Chore::Free(_) | Chore::Settle(_, u32::MAX)
             )
         })
     }
@@ -327,8 +329,8 @@ impl Daemon {
             started: work.started,
             phase: match &chore {
                 Chore::Change(_) => Phase::Change,
-                Chore::Sweep(_) => Phase::Sweep,
-                Chore::Settle(_) => Phase::Settle,
+                Chore::Sweep(..) => Phase::Sweep,
+                Chore::Settle(..) => Phase::Settle,
                 Chore::Removal(_) | Chore::Free(_) => Phase::Removal,
             },
         };
@@ -343,7 +345,7 @@ impl Daemon {
                     Step::More => {}
                     Step::Grace => {
                         work.graces += 1;
-                        if let (Chore::Settle(_), 2) = (&work.chore, work.graces) {
+                        if let (Chore::Settle(..), 2) = (&work.chore, work.graces) {
                             self.last_look = world.serial.get();
                         }
                         work.waits = grace(world, &work);
@@ -359,6 +361,15 @@ impl Daemon {
             self.change = Some(work);
         } else {
             self.work = Some(work);
+        }
+    }
+
+    /// How many slots a step looks at: in a quarter of the histories one service's, so that a change may come between two.
+    fn some_slots(&self) -> u32 {
+        if self.order.is_multiple_of(4) {
+            TABLE
+        } else {
+            SLOTS as u32
         }
     }
 
@@ -404,7 +415,7 @@ impl Daemon {
                 }
                 Step::Done
             }
-            Chore::Sweep(sweep) => {
+            Chore::Sweep(sweep, rested) => {
                 // A new book knows of no packets in flight.
                 let blind = Book::new(SLOTS as u32);
                 let shown = match world.mutation {
@@ -412,32 +423,44 @@ impl Daemon {
                     _ => &*book,
                 };
                 if sweep.walk(&memory, shown, &self.known, STRETCH) {
-                    sweep.clone().finish(&memory, book, 0..SLOTS as u32);
+                    let slots = *rested..*rested + self.some_slots();
+                    *rested = slots.end;
+                    sweep.rest(&memory, book, slots);
+                }
+                if *rested == SLOTS as u32 {
                     Step::Done
                 } else {
                     Step::More
                 }
             }
-            Chore::Settle(settle) => match settle {
-                Some(settle) => settle.step(&memory, book, &self.known, STRETCH),
-                None => {
-                    let window = match world.mutation {
-                        Mutation::SettlesEarly => IDLE / 2,
-                        _ => IDLE,
-                    };
-                    let scopes: [Scope; SERVICES as usize] = std::array::from_fn(|service| Scope {
-                        slots: service as u32 * TABLE..(service as u32 + 1) * TABLE,
-                        tracking: self.tracking[service],
+            Chore::Settle(settle, seen) if *seen <= SLOTS as u32 => {
+                let window = match world.mutation {
+                    Mutation::SettlesEarly => IDLE / 2,
+                    _ => IDLE,
+                };
+                let end = *seen + self.some_slots();
+                while *seen < end.min(SLOTS as u32) {
+                    let service = *seen / TABLE;
+                    let scope = Scope {
+                        slots: service * TABLE..(service + 1) * TABLE,
+                        tracking: self.tracking[service as usize],
                         window,
-                    });
-                    *settle = Settle::begin(&memory, book, &self.known, &scopes);
-                    if settle.is_some() {
-                        Step::Grace
-                    } else {
-                        Step::Done
+                    };
+                    settle.announce(&memory, book, &self.known, &scope);
+                    *seen += TABLE;
+                }
+                if *seen < SLOTS as u32 {
+                    Step::More
+                } else {
+                    // Announced.
+                    *seen = u32::MAX;
+                    match settle.slots() {
+                        0 => Step::Done,
+                        _ => Step::Grace,
                     }
                 }
-            },
+            }
+            Chore::Settle(settle, _) => settle.step(&memory, book, &self.known, STRETCH),
             Chore::Removal(removal) => removal.step(&memory, STRETCH),
             Chore::Free(id) => {
                 memory.store_head(*id, None);
@@ -460,7 +483,7 @@ impl Daemon {
                     .any(|b| b.standing.is_none() && !b.wish.removed);
             }
             Chore::Change(plan) => self.same_everywhere(world, &plan),
-            Chore::Sweep(_) | Chore::Settle(_) => {}
+            Chore::Sweep(..) | Chore::Settle(..) => {}
         }
     }
 
@@ -477,7 +500,7 @@ impl Daemon {
 
     /// Waits for a grace period now, so that the next sweep may put more to rest.
     pub fn wants_grace(&self) -> bool {
-        self.book.wants_grace(0..SLOTS as u32)
+        self.book.wants_grace()
     }
 
     /// A grace period between sweeps; nothing was in flight when it ended.
@@ -547,8 +570,8 @@ impl Daemon {
 /// Which packets a grace period waits for, unless a mutation does not.
 fn grace(world: &World, work: &Work) -> Option<u32> {
     let skipped = match (world.mutation, &work.chore) {
-        (Mutation::NoFirstGrace, Chore::Settle(_)) => work.graces == 1,
-        (Mutation::NoSecondGrace, Chore::Settle(_)) => work.graces == 2,
+        (Mutation::NoFirstGrace, Chore::Settle(..)) => work.graces == 1,
+        (Mutation::NoSecondGrace, Chore::Settle(..)) => work.graces == 2,
         (Mutation::FreedBeforeGrace, Chore::Removal(_)) => true,
         _ => false,
     };

@@ -286,6 +286,11 @@ impl History {
             && packet.notes.seen.is_none()
         {
             self.summary.unpinned += 1;
+            self.world.promise(
+                packet.notes.unpinned,
+                "counted",
+                "an opener without a pin was not counted",
+            );
         }
         if let Some(index) = packet.flow {
             let before = self.flows[index].phase;
