@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use aya::programs::Xdp;
 use aya_obj::Object;
-use lb_common::abi::{Backend, BackendCounters, FlowLine, ServiceBucket, control, names};
+use lb_common::abi::{Backend, BackendCounters, FlowLine, Identity, ServiceBucket, control, names};
 use lb_common::event::EVENTS;
 use lb_common::reason::REASONS;
 use lb_common::slot::SlotWord;
@@ -93,6 +93,7 @@ fn balancer_maps() -> BTreeMap<&'static str, Shape> {
         (names::FLOWS, array::<FlowLine>()),
         (names::LOSSES, array::<u64>()),
         (names::BACKENDS, array::<Backend>()),
+        (names::IDENTITIES, array::<Identity>()),
         (names::CONTROL, array::<u64>()),
         (names::BACKEND_COUNTERS, array::<BackendCounters>()),
         (names::REASON_COUNTERS, array::<u64>()),

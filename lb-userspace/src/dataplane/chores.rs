@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
+use lb_common::flow::{FlowEntry, WAYS};
 use lb_common::slot::{Mode, SlotWord};
 
 use super::kernel::KernelDataPlane;
@@ -87,6 +88,12 @@ impl KernelDataPlane {
             .collect()
     }
 
+    /// Puts an entry into the flow table, as a packet would: to measure with.
+    pub fn store_flow_entry(&self, index: u32, entry: FlowEntry) {
+        let (bucket, way) = (index / WAYS as u32, index as usize % WAYS);
+        self.tables.flows.store(bucket, way, entry.0);
+    }
+
     /// Entries that the flow table has.
     pub fn flow_entries(&self) -> u64 {
         self.shared().entries().into()
@@ -113,6 +120,3 @@ impl KernelDataPlane {
         modes
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! How long the chores take on tables of real sizes: `cargo test -p lb-userspace --lib chores -- --ignored --nocapture`, as root.
+//! How long the chores take on tables of real sizes: `cargo bench -p lb-userspace --bench chores`, as root (two minutes).
 
 use std::time::Duration;
 
@@ -7,11 +7,13 @@ use lb_common::flow::{Age, FlowEntry, FlowState, WAYS};
 use lb_common::track::{Status, TableWord};
 use nix::time::{ClockId, clock_gettime};
 
-use super::*;
-use crate::dataplane::{DataPlane as _, Operation};
-use crate::model::Capacity;
-use crate::tracking::settle::Scope;
-use crate::tracking::{SECOND, Tracking};
+use lb_userspace::dataplane::chores::Maintenance;
+use lb_userspace::dataplane::kernel::KernelDataPlane;
+use lb_userspace::dataplane::{DataPlane as _, Operation, objects};
+use lb_userspace::model::{Capacity, Tracking};
+use lb_userspace::tracking::round::Round;
+use lb_userspace::tracking::settle::Scope;
+use lb_userspace::tracking::{SECOND, Step};
 
 const BACKENDS: u32 = 200;
 const TABLE: u32 = 65_537;
@@ -24,7 +26,7 @@ fn plane(flows: u32) -> (KernelDataPlane, Vec<Scope>) {
         flows,
         ..Capacity::default()
     };
-    let mut plane = KernelDataPlane::load(crate::dataplane::objects::BALANCER, "test", &capacity)
+    let mut plane = KernelDataPlane::load(objects::BALANCER, "test", &capacity)
         .expect("the program loads (as root)");
     let services = capacity.slots / TABLE;
     let scopes: Vec<_> = (0..services)
@@ -74,7 +76,7 @@ fn all_learn(plane: &mut KernelDataPlane, scopes: &[Scope]) {
 fn fill(plane: &KernelDataPlane, state: FlowState, ways: usize) {
     let age = Age::of(plane.clock());
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    for bucket in 0..plane.tables.flows.entries() {
+    for bucket in 0..plane.flow_entries() as u32 / WAYS as u32 {
         for way in 0..WAYS {
             random = random.wrapping_mul(0xd129_0b26_88dd_c8f5).wrapping_add(1);
             let (tag, backend) = ((random >> 36) as u32, (random >> 20) as u32 % BACKENDS + 1);
@@ -82,7 +84,7 @@ fn fill(plane: &KernelDataPlane, state: FlowState, ways: usize) {
                 true => FlowEntry::new(tag, backend, state, age),
                 false => FlowEntry::EMPTY,
             };
-            plane.tables.flows.store(bucket, way, entry.0);
+            plane.store_flow_entry(bucket * WAYS as u32 + way as u32, entry);
         }
     }
 }
@@ -106,26 +108,20 @@ fn measure(plane: &mut KernelDataPlane, scopes: &[Scope]) -> Measured {
     let mut work = Maintenance::new(Round::new(scopes.to_vec()));
     let mut measured = Measured::default();
     loop {
-        if work.grace {
-            plane.grace().expect("a grace period");
-            work.grace = false;
-            measured.graces += 1;
-        }
         let began = worked();
         let step = work.step(plane, STRETCH).expect("a step");
         let took = worked() - began;
         measured.whole += took;
         measured.steps += 1;
         measured.longest = measured.longest.max(took);
+        measured.graces += u32::from(step == Step::Grace);
         if step == Step::Done {
             return measured;
         }
     }
 }
 
-#[test]
-#[ignore = "measures; needs root"]
-fn how_long_a_round_takes() {
+fn main() {
     for bits in [20, 23] {
         let (mut plane, scopes) = plane(1 << bits);
         for (ways, what) in [(0, "empty"), (2, "a quarter full"), (8, "full")] {
