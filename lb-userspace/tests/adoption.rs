@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Map, MapData};
+use lb_common::abi::Route;
 use lb_common::slot::Mode;
 use lb_common::track::Status;
 use lb_userspace::dataplane::attach::{self, BALANCER_PREFIX};
@@ -348,6 +350,66 @@ fn it_may_die_at_any_operation() {
     assert!(deaths > 30);
 }
 
+/// Dead on the way to a table elsewhere, which the next one does not want: flows are still looked for in the table in force.
+fn a_move_that_broke_off_forgets_nothing() {
+    let place = Place::new();
+    let (daemon, mut flows) = in_change(&place);
+    // New ones of slots in change are where they are by their entries alone.
+    for client in 201..250 {
+        let backend = daemon.send(&key(1), client, SYN).expect("forwarded");
+        assert!(flows.insert(client, backend).is_none());
+    }
+    check(&daemon, &key(1), &flows, "in change");
+    let stays = [drained(service(1, &[1, 2, 3]), 2)];
+    let mut moves = stays.clone();
+    moves[0].table_size = TableSize::Fixed(61);
+    let mut plane = daemon.plane;
+    let plan = daemon.installed.plan(&moves, false).expect("it fits");
+    for operation in &plan.operations {
+        if matches!(operation, Operation::SetServices { .. }) {
+            break;
+        }
+        plane.apply(operation).expect("applied");
+    }
+    drop(plane);
+
+    let mut daemon = place.start(CAPACITY).expect("a restart");
+    place.attach(&mut daemon);
+    daemon.plane.clear_unneeded().expect("cleared");
+    daemon.go(&stays);
+    check(&daemon, &key(1), &flows, "after a restart");
+}
+
+/// The route that is installed leads through an interface that is no more, and nobody knows another.
+fn an_interface_that_is_gone_holds_nothing_up() {
+    let ip = |arguments: &str| {
+        let done = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(done.expect("ip(8)").success(), "ip {arguments}");
+    };
+    ip("link add gone0 type veth peer name gone1");
+    let ifindex = nix::net::if_::if_nametoindex("gone0").expect("it is there");
+    let place = Place::new();
+    let mut daemon = place.start(CAPACITY).expect("a first start");
+    let mut desired = [drained(service(1, &[1, 2]), 2)];
+    desired[0].backends[1].route = Some(Route {
+        ifindex,
+        ..route(2)
+    });
+    daemon.go(&desired);
+    place.attach(&mut daemon);
+    let flows = open(&daemon, &key(1));
+    drop(daemon);
+    ip("link delete gone0");
+
+    desired[0].backends[1].route = None;
+    let mut daemon = place.start(CAPACITY).expect("a restart");
+    place.attach(&mut daemon);
+    daemon.go(&desired);
+    check(&daemon, &key(1), &flows, "after a restart");
+    daemon.go(&[desired[0].clone(), service(2, &[3])]);
+    assert_eq!(daemon.send(&key(2), 1, SYN), Ok(3));
+}
+
 /// What a dead daemon was about to settle is called off, and learnt for another whole window.
 fn settling_is_called_off() {
     let place = Place::new();
@@ -564,6 +626,14 @@ fn main() {
     let tests = vec![
         test("nothing_is_forgotten", nothing_is_forgotten),
         test("it_may_die_at_any_operation", it_may_die_at_any_operation),
+        test(
+            "a_move_that_broke_off_forgets_nothing",
+            a_move_that_broke_off_forgets_nothing,
+        ),
+        test(
+            "an_interface_that_is_gone_holds_nothing_up",
+            an_interface_that_is_gone_holds_nothing_up,
+        ),
         test("settling_is_called_off", settling_is_called_off),
         test(
             "capacity_grows_and_nothing_is_forgotten",

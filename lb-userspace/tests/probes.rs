@@ -420,6 +420,23 @@ async fn a_new_target_goes_on_from_what_is_known() {
     assert_eq!(one.failures, 3);
 }
 
+/// Whoever only knows that a backend was down before learns why it is, once.
+#[tokio::test]
+async fn what_was_presumed_is_confirmed_once() {
+    let (events, mut flips) = mpsc::channel(16);
+    let prober = Prober::spawn(events);
+    // Nobody listens there.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = target(closed.local_addr().unwrap(), ProbeKind::Tcp);
+    drop(closed);
+    prober.watch_from([(target, Some((Health::Down, "failing before".into())))]);
+    let event = next(&mut flips, INTERVAL + SLACK).await;
+    assert_eq!(event.health, Health::Down);
+    assert!(event.reason.contains("refused"), "{}", event.reason);
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(flips.try_recv().is_err(), "told twice");
+}
+
 /// Known to be down is of no account once nothing probes any more.
 #[tokio::test]
 async fn what_is_no_longer_probed_is_up() {

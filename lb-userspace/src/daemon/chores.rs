@@ -48,6 +48,12 @@ pub struct Chores {
 impl Owner {
     /// Begins a round if some slot is not at rest and it is time, and goes on with it for one turn.
     pub(super) fn chores(&mut self) -> Result<()> {
+        if self.unsure {
+            // Records may place entries by tables that are not in force, and an older program with maps of its own, which this
+            // daemon does not see, may still share the flow table: the next plan puts both right.
+            self.abandon_round();
+            return Ok(());
+        }
         let now = Instant::now();
         let due = self.restless && now >= self.next_sweep;
         if self.chores.round.is_none() && !due {
@@ -84,7 +90,8 @@ impl Owner {
 
     /// When the next round begins, if it is known.
     pub(super) fn next_round(&self) -> Option<Instant> {
-        (self.restless && self.chores.round.is_none()).then_some(self.next_sweep)
+        let begins = self.restless && !self.unsure && self.chores.round.is_none();
+        begins.then_some(self.next_sweep)
     }
 
     fn turn(&mut self, end: Instant) -> Result<()> {

@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::commands::find_backend;
 use super::owner::{Owner, RETRY};
 use crate::api::dto::DrainStatus;
-use crate::model::{Admin, Protocol, Tracking};
+use crate::model::{Admin, Affinity, Protocol, Tracking};
 use crate::state::drain::{Conditions, End, Flows};
 use crate::state::{AdminRecord, BackendRef, Effective, EffectiveBackend};
 
@@ -214,7 +214,9 @@ impl Owner {
         };
         let mut text =
             format!("{flows} left{more}; `sluice backend list {name}` shows how many still are");
-        if service.spec.key.protocol == Protocol::Udp {
+        if service.spec.affinity == Affinity::ClientIp {
+            text.push_str("; it gets new clients, too, until its slots have settled, for no packet says that a client is new");
+        } else if service.spec.key.protocol == Protocol::Udp {
             text.push_str("; it gets new UDP flows for some minutes more, for they cannot be told from old ones");
         }
         Some(text)

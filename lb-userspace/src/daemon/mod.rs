@@ -38,6 +38,7 @@ use crate::netlink;
 use crate::plan::Installed;
 
 use owner::{Ending, Owner};
+use store::Store;
 
 /// Events waiting for the owner; senders wait when it is full.
 const QUEUE: usize = 1_024;
@@ -69,7 +70,7 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
         })?),
         None => None,
     };
-    let restored = overlay::restore(&config)?;
+    let store = Store::open(&config.node.state)?;
     let hash_seed = seed::obtain(&config.node)?;
     let adoptable = Adoptable::find(&pins, &hash_seed, &config.capacity)?;
     let left = adoptable
@@ -80,6 +81,8 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
             "the data path in force goes on as it is. Give it the room it has; or, to begin anew and reset connections: \
              `sluice detach`, then start again",
         )?;
+    // After all that can be refused for `[capacity]`: run-time changes that find no room in it are dropped from the disk.
+    let restored = overlay::restore(&config, store)?;
     let mut plane =
         KernelDataPlane::load_pinned(&object, &hash_seed, &config.capacity, &pins, adoptable)?;
     kernel_log::start(plane.object())?;

@@ -21,8 +21,7 @@ pub struct Restored {
 
 /// The file with the run-time changes of earlier daemons upon it. What the file leaves no place for is dropped, one by one and
 /// said so; it keeps nobody from starting.
-pub fn restore(config: &Config) -> Result<Restored> {
-    let mut store = Store::open(&config.node.state)?;
+pub fn restore(config: &Config, mut store: Store) -> Result<Restored> {
     let (state, lost) = State::restore(config, store.load()?);
     for loss in &lost {
         tracing::warn!("a run-time change is dropped: {loss}");

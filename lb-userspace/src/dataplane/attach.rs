@@ -159,6 +159,11 @@ fn name(ifindex: u32) -> String {
     }
 }
 
+/// Whether there is an interface of this index.
+pub(super) fn exists(ifindex: u32) -> bool {
+    if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
+}
+
 /// Atomic: each packet meets the old program or the new one.
 fn replace(program: &mut Xdp, pin: &Path) -> Result<()> {
     let link: FdLink = PinnedLink::from_pin(pin)?.into();

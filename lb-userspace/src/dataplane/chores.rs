@@ -69,6 +69,7 @@ impl KernelDataPlane {
     /// # Errors
     /// When the kernel refuses a grace period; nothing was cleared then.
     pub fn clear_unneeded(&mut self) -> Result<u32> {
+        self.tables.mend_records();
         // Packets that saw these slots learn might insert behind the walk.
         self.grace()?;
         let mut sweep = Sweep::begin(&self.book);

@@ -18,7 +18,7 @@ use lb_common::track::{Head, Status, TableWord};
 
 use super::shared::{Records, Shared};
 use super::tables::Tables;
-use super::{DataPlane, Operation, Who, grace};
+use super::{DataPlane, Operation, Who, attach, grace};
 use crate::tracking::change::change;
 use crate::tracking::{Book, SharedMemory as _, Tracking};
 
@@ -194,7 +194,7 @@ impl KernelDataPlane {
         }
     }
 
-    /// Adds what a cleared backend had to id 0, which no packet is counted for: sums go on, also in the next daemon.
+    /// Adds what a backend that is being cleared had to id 0, which no packet is counted for: sums go on, also in the next daemon.
     fn retire_counters(&self, id: u32) {
         let counters = &self.tables.backend_counters;
         for cpu in 0..self.cpus {
@@ -236,15 +236,26 @@ impl KernelDataPlane {
         Ok(())
     }
 
+    /// An interface that is gone holds up nothing: a route through it stays installed while no other is known (a full plan names
+    /// it again), and its packets are dropped, with or without an entry (reason `egress`).
     pub(super) fn allow_egress(&mut self, ifindex: u32) -> Result<()> {
         if self.allowed_egress.contains(&ifindex) {
             return Ok(());
         }
-        self.egress
-            .insert(ifindex, ifindex, None, 0)
-            .with_context(|| format!("packets cannot be redirected to interface {ifindex}"))?;
-        self.allowed_egress.insert(ifindex);
-        Ok(())
+        match self.egress.insert(ifindex, ifindex, None, 0) {
+            Ok(()) => {
+                self.allowed_egress.insert(ifindex);
+                Ok(())
+            }
+            Err(error) if !attach::exists(ifindex) => {
+                tracing::warn!(
+                    "interface {ifindex} is gone, and backends have routes through it: {error}"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error)
+                .with_context(|| format!("packets cannot be redirected to interface {ifindex}")),
+        }
     }
 }
 
@@ -293,9 +304,10 @@ impl DataPlane for KernelDataPlane {
             Operation::SetServices { entries } => self.set_services(entries),
             Operation::Grace => self.grace(),
             Operation::ClearBackend { id } => {
-                self.write_backend(*id, (0, Status::Gone), &Route::NONE, TableWord::default())?;
+                // While the id is still in use: were it free, a daemon that dies between the two would leave its counts to the next
+                // backend of this id.
                 self.retire_counters(*id);
-                Ok(())
+                self.write_backend(*id, (0, Status::Gone), &Route::NONE, TableWord::default())
             }
         }
     }

@@ -45,6 +45,11 @@ impl Adoptable {
         };
         let sizes = Sizes::of(capacity)?;
         let set = Set::open(&directory, &sizes)?;
+        if set.found.entries.is_empty() {
+            // Perhaps of a daemon that died before its first plan was through and its program attached: then the one that is
+            // attached has other maps, and must not be replaced before these are filled. No connection goes through them in any case.
+            return Ok(None);
+        }
         set.require_seed(hash::fingerprint(&hash::keys_from_seed(hash_seed)))?;
         set.require_flow_table(&sizes)?;
         Ok(Some(Self { set }))

@@ -1,18 +1,21 @@
 //! The maps of one loaded program, mapped; what each must be like to be ours; what of an older set goes into a newer one.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Map, MapData, MapType};
 use lb_common::abi::{
-    Backend, BackendCounters, FlowLine, Identity, Route, ServiceBucket, control, names,
+    Backend, BackendCounters, FlowLine, Identity, Route, ServiceBucket, ServiceEntry, control,
+    names,
 };
 use lb_common::event::EVENTS;
 use lb_common::flow::WAYS;
 use lb_common::reason::REASONS;
-use lb_common::service::Directory;
+use lb_common::service::{Directory, Service};
 use lb_common::slot::SlotWord;
+use lb_common::track::Head;
 
 use super::found::Found;
 use super::mapped::Mapped;
@@ -100,16 +103,38 @@ impl Tables {
         })
     }
 
-    /// What a daemon that comes to these tables has to know.
-    pub fn found(&self) -> Found {
+    /// The service table that packets are led by.
+    fn entries_in_force(&self) -> impl Iterator<Item = ServiceEntry> + '_ {
         let half = Directory(self.control.load(control::SERVICE_TABLE, 0)).half();
         let buckets = self.services.entries() / 2;
-        let entries = (half * buckets..(half + 1) * buckets)
+        (half * buckets..(half + 1) * buckets)
             .map(|i| {
                 ServiceBucket::from_words(std::array::from_fn(|word| self.services.load(i, word)))
             })
             .flat_map(|bucket| bucket.ways)
-            .filter(|entry| entry.tuple().is_some());
+            .filter(|entry| entry.tuple().is_some())
+    }
+
+    /// Lets every record say where its service's table is. A plan that broke off writes records of a table that is not in force yet:
+    /// by them the service's flow entries would be looked for in slots that nothing leads to, and taken for useless.
+    pub fn mend_records(&self) {
+        let words: HashMap<u32, u64> = self
+            .entries_in_force()
+            .filter(|entry| entry.tuple().is_some_and(|tuple| tuple.protocol != 0))
+            .map(|entry| (Service::from(&entry).number, entry.table))
+            .collect();
+        for id in 1..self.backends.entries() {
+            let service = Head(self.backends.load(id, 0)).service();
+            // Of a service that is not in force nobody needs an entry: no table.
+            let word = words.get(&service).copied().unwrap_or_default();
+            if service != 0 && self.backends.load(id, Backend::TABLE_WORD) != word {
+                self.backends.store(id, Backend::TABLE_WORD, word);
+            }
+        }
+    }
+
+    /// What a daemon that comes to these tables has to know.
+    pub fn found(&self) -> Found {
         let route = |id, route| {
             let first = Backend::route_word(route);
             Route::from_words(std::array::from_fn(|i| self.backends.load(id, first + i)))
@@ -123,7 +148,8 @@ impl Tables {
             let words = std::array::from_fn(|word| self.identities.load(id, word));
             (backend, Identity::from_words(words))
         };
-        Found::read(entries.collect(), self.backends.entries(), record, |slot| {
+        let entries = self.entries_in_force().collect();
+        Found::read(entries, self.backends.entries(), record, |slot| {
             // One out of range is for the caller to find: the service's range is in `entries`.
             if slot < self.slots.entries() {
                 SlotWord(self.slots.load(slot, 0))

@@ -28,7 +28,7 @@ pub struct ProbeTarget {
     pub fall: u32,
 }
 
-/// Sent on a flip only (and for the first verdict).
+/// Sent on a flip only (and for the first verdict, or the first result that confirms what was presumed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthEvent {
     pub target: ProbeTarget,

@@ -75,6 +75,8 @@ struct Watched {
 /// What is known of one target.
 struct Record {
     fsm: Fsm,
+    /// The health is somebody else's word; no probe of ours has confirmed it.
+    presumed: bool,
     /// What the last probe said.
     said: String,
     /// When the health last flipped; before the first verdict: since when the target is watched.
@@ -114,6 +116,7 @@ impl ProberHandle {
             .unwrap_or_else(|| (Health::Unknown, "not probed yet".into()));
         let record = Arc::new(Mutex::new(Record {
             fsm: Fsm::starting_from(target.rise, target.fall, health),
+            presumed: health != Health::Unknown,
             said,
             since: Instant::now(),
             statistics: ProbeStatistics::new(target.clone()),
@@ -201,18 +204,19 @@ async fn run(target: ProbeTarget, record: Arc<Mutex<Record>>, shared: Arc<Shared
     }
 }
 
-/// Takes a result into the record; gives the flip, if it is one.
+/// Takes a result into the record; gives the flip, if it is one. What was presumed is told once when it is confirmed: until then
+/// nobody knows why a backend is down.
 fn settle(record: &Mutex<Record>, success: bool, said: String) -> Option<(Health, String)> {
     let mut record = lock(record);
-    let flip = record
-        .fsm
-        .record(success)
-        .map(|health| (health, said.clone()));
-    record.said = said;
+    let flip = record.fsm.record(success);
+    record.said.clone_from(&said);
     if flip.is_some() {
         record.since = Instant::now();
     }
-    flip
+    let health = record.fsm.health();
+    let confirmed = record.presumed && success == (health == Health::Up);
+    record.presumed &= !confirmed;
+    (flip.is_some() || confirmed).then_some((health, said))
 }
 
 /// Sends a flip, if there is one; gives false when nobody listens any more.

@@ -118,7 +118,13 @@ impl State {
         let eligible = |backend: &EffectiveBackend| {
             let observed = self.observed(&spec.name, backend.address);
             let next_hop = self.next_hop(backend.address);
-            eligibility(&self.node, spec, backend, observed, next_hop).is_ok()
+            // Not looked up yet, as at every start: if that were "nobody", those that an earlier daemon left DOWN would be taken for
+            // healthy, and carry flows again for the grace of their probes.
+            let soon = next_hop.is_none()
+                && backend.admin.admin == Admin::Active
+                && backend.weight > 0
+                && observed.is_some_and(|o| o.health == Health::Up);
+            soon || eligibility(&self.node, spec, backend, observed, next_hop).is_ok()
         };
         spec.on_empty == OnEmpty::Keep && !service.backends.iter().any(eligible)
     }

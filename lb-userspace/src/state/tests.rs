@@ -1,5 +1,6 @@
 //! The file, what operators changed at run time, and what probes and netlink say: what comes of it.
 
+mod carried_on;
 mod changes;
 mod eligible;
 mod kept;
