@@ -82,7 +82,7 @@ impl Pins {
                 holds_nothing(&other)?,
                 "{} holds the data path of another version of Sluice (maps of another layout; this version has layout {LAYOUT}), \
                  which goes on forwarding. Run the version that made it; or take it down with `sluice detach`, which resets \
-                 connections, and start again",
+                 connections, and start again (what is there even then is not Sluice's: remove it by hand)",
                 other.display()
             );
         }
