@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod check;
+mod claim;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -47,16 +47,17 @@ enum BackendVerb {
     },
     /// Remove a backend from a service: new flows go elsewhere at once, open ones after the service's `linger`
     ///
-    /// Connections that are open after these 60 s (`linger`) go elsewhere and are reset there: to let them end, drain first. With
-    /// tracking = "off" they go elsewhere at once.
+    /// Connections that are open after `linger` (60 s by default) go elsewhere and are reset there: to let them end, drain first.
+    /// With tracking = "off" they go elsewhere at once.
     Remove {
         #[command(flatten)]
         backend: Backend,
     },
     /// Send new flows elsewhere, with a reason; open ones stay until they end
     ///
-    /// For UDP, new flows go elsewhere only after about five minutes. With tracking = "off" open flows go elsewhere, too, at once. When
-    /// no other backend is left and the service says on_empty = "keep", the table stays as it is.
+    /// For UDP, new flows go elsewhere only after `flow_idle` (five minutes by default), and so do new clients with affinity =
+    /// "client-ip" (TCP: two hours). With tracking = "off" open flows go elsewhere, too, at once. When no other backend is left and
+    /// the service says on_empty = "keep", the table stays as it is.
     ///
     /// With --until-empty or --timeout the drain ends by itself, whether somebody waits for it or not: the backend is disabled then,
     /// also if it is the last one. A drain that is in force can be given either later; `sluice backend activate` cancels it.
@@ -210,7 +211,7 @@ pub fn table(backends: &[BackendDetail], table_size: Option<u32>, style: Style) 
 pub fn left(backend: &BackendDetail) -> String {
     let known = count(backend.flows_remembered);
     match backend.admin {
-        BackendAdmin::Active => String::new(),
+        BackendAdmin::Active if backend.weight > 0 => String::new(),
         _ if backend.slots_unlearnt == 0 => known,
         _ => format!("≥ {known}"),
     }

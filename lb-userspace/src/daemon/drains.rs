@@ -214,10 +214,17 @@ impl Owner {
         };
         let mut text =
             format!("{flows} left{more}; `sluice backend list {name}` shows how many still are");
-        if service.spec.affinity == Affinity::ClientIp {
-            text.push_str("; it gets new clients, too, until its slots have settled, for no packet says that a client is new");
+        let idle = humantime::format_duration(service.spec.times.flow_idle);
+        if flows.is_complete() {
+            // No slot sends it unknown flows.
         } else if service.spec.key.protocol == Protocol::Udp {
-            text.push_str("; it gets new UDP flows for some minutes more, for they cannot be told from old ones");
+            text.push_str(&format!(
+                "; it gets new UDP flows for {idle} more at least, for they cannot be told from old ones"
+            ));
+        } else if service.spec.affinity == Affinity::ClientIp {
+            text.push_str(&format!(
+                "; clients that have not been seen since go to it for {idle} more at least, for no packet says that a client is new"
+            ));
         }
         Some(text)
     }

@@ -19,7 +19,7 @@ pub mod store;
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,10 +77,12 @@ pub async fn run(config_path: PathBuf, object: Option<PathBuf>) -> Result<()> {
         .as_ref()
         .map(|adoptable| Installed::adopt(config.capacity, adoptable.found()))
         .transpose()
-        .context(
-            "the data path in force goes on as it is. Give it the room it has; or, to begin anew and reset connections: \
-             `sluice detach`, then start again",
-        )?;
+        .map_err(|error| {
+            anyhow!(
+                "{error:#}. The data path in force goes on as it is. Give it the room it has; or, to begin anew and reset \
+                 connections: `sluice detach`, then start again"
+            )
+        })?;
     // After all that can be refused for `[capacity]`: run-time changes that find no room in it are dropped from the disk.
     let restored = overlay::restore(&config, store)?;
     let mut plane =

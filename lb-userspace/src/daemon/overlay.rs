@@ -45,8 +45,13 @@ pub fn restore(config: &Config, mut store: Store) -> Result<Restored> {
     match state.differences().len() {
         0 => {}
         n => tracing::info!(
-            "{n} run-time changes of {} hold upon the file: `sluice diff` lists them",
-            store.path().display()
+            "{} {} upon the file: `sluice diff` lists them",
+            store.path().display(),
+            if n == 1 {
+                "has 1 run-time change, which holds".to_owned()
+            } else {
+                format!("has {n} run-time changes, which hold")
+            }
         ),
     }
     Ok(Restored { state, store })

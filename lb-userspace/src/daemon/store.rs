@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
+use crate::claim;
 use crate::state::{DocumentError, Overlay};
 
 /// The document's name in the state directory.
@@ -114,15 +115,13 @@ impl Store {
             .create(state)
             .with_context(unusable)?;
         let handle = File::open(state).with_context(unusable)?;
-        let handle = Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(
-            |(_, errno)| match errno {
-                Errno::EWOULDBLOCK => anyhow!(
-                    "another sluice uses the state directory {}: stop it, or set node.state to another directory",
-                    state.display()
-                ),
-                other => anyhow!("{}: {other}", unusable()),
-            },
-        )?;
+        let handle = claim::exclusive(handle).map_err(|errno| match errno {
+            Errno::EWOULDBLOCK => anyhow!(
+                "another sluice uses the state directory {}: stop it, or set node.state to another directory",
+                state.display()
+            ),
+            other => anyhow!("{}: {other}", unusable()),
+        })?;
         let disk = Directory {
             path: state.to_owned(),
             handle,

@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_common::abi::LAYOUT;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::attach::{self, BALANCER_PREFIX};
+use crate::claim;
 
 /// The links of versions that did not pin their maps.
 const UNVERSIONED_LINKS: &str = "links";
@@ -50,7 +51,8 @@ impl Pins {
         self.layout().join(LINKS)
     }
 
-    /// Makes the directory and takes it for this process alone, until the returned lock is dropped.
+    /// Makes the directory and takes it for this process alone, until the returned lock is dropped. Waits a moment for a daemon
+    /// that is about to be gone.
     ///
     /// # Errors
     /// When it is not inside a mounted bpffs, or another process has it.
@@ -58,7 +60,7 @@ impl Pins {
         prepare(&self.root)?;
         let root = self.root.display();
         let file = File::open(&self.root).with_context(|| format!("pin directory {root}"))?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        claim::exclusive(file).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => anyhow!(
                 "another sluice uses the pin directory {root}: stop it, or set node.pin to another place in the same file system"
             ),
@@ -80,7 +82,7 @@ impl Pins {
                 holds_nothing(&other)?,
                 "{} holds the data path of another version of Sluice (maps of another layout; this version has layout {LAYOUT}), \
                  which goes on forwarding. Run the version that made it; or take it down with `sluice detach`, which resets \
-                 connections, and start again",
+                 connections, and start again (what is there even then is not Sluice's: remove it by hand)",
                 other.display()
             );
         }

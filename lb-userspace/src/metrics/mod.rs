@@ -211,7 +211,7 @@ impl Collector for Families {
         let mut family = info(
             out,
             "sluice_table_digest",
-            "Digest of the service's lookup table; equal on two balancers if and only if the tables are equal",
+            "Digest of the service's lookup table; equal on two balancers that have equal tables, a backend being the same as the one that it replaces",
         )?;
         for table in &self.0.table_digests {
             family.encode_info(&[
