@@ -59,14 +59,21 @@ impl State {
             }
         }
         // Who is not wished for any more lingers, as long as the service is there.
-        let services: HashSet<_> = self.effective.iter().map(|s| s.spec.key).collect();
+        let services: HashMap<_, _> = self
+            .effective
+            .iter()
+            .map(|s| (s.spec.key, Timers::of(&s.spec.times)))
+            .collect();
         let before = self.standings.len();
         self.standings.retain(|at, standing| {
-            services.contains(&at.0)
-                && (wishes.contains_key(at) || {
+            services.get(&at.0).is_some_and(|timers| {
+                wishes.contains_key(at) || {
+                    // The change that removes it may have given the service another time to linger.
+                    standing.retime(*timers);
                     standing.remove(now);
                     standing.status() != Status::Gone
-                })
+                }
+            })
         });
         if self.standings.len() < before {
             self.let_go = true;

@@ -28,6 +28,26 @@ fn news_of_what_is_gone_come_too_late() {
     assert!(state.next_hop(ip(A)).is_none());
 }
 
+/// The file that removes a backend may also say how long such a one lingers; and so may one that comes later.
+#[test]
+fn another_linger_holds_for_who_lingers() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut state = healthy(&[web()]);
+    state.advance(0);
+    let mut next = web();
+    next.backends.retain(|b| b.address != ip(B));
+    next.times.linger = Duration::from_secs(600);
+    state.reload(&config(std::slice::from_ref(&next))).unwrap();
+    state.advance(SECOND);
+    state.advance(300 * SECOND);
+    assert!(state.addresses().contains(&ip(B)), "longer than 60 s");
+
+    next.times.linger = Duration::from_secs(200);
+    state.reload(&config(std::slice::from_ref(&next))).unwrap();
+    state.advance(301 * SECOND);
+    assert!(!state.addresses().contains(&ip(B)), "no longer than 200 s");
+}
+
 /// A removed backend's flows linger, and its packets go where it is now.
 #[test]
 fn next_hops_are_followed_while_flows_linger() {
