@@ -604,6 +604,27 @@ fn what_was_never_attached_is_begun_anew() {
     assert_ne!(daemon.send(&key(1), 1, SYN), Err(XDP_DROP));
 }
 
+/// The loopback interface takes generic programs only: one that is asked for by another mode's name is not lost over it.
+fn a_mode_that_is_refused_takes_nothing_down() {
+    let place = Place::new();
+    let (mut daemon, flows) = in_change(&place);
+    let attachment = attach::attach(
+        daemon.plane.program(),
+        "lo",
+        XdpMode::Native,
+        &place.0.links(),
+        BALANCER_PREFIX,
+    )
+    .expect("the generic one stays");
+    assert_eq!(attachment.got, XdpMode::Generic);
+    let note = attachment.note.expect("a note");
+    assert!(note.contains("native") && note.contains("stays"), "{note}");
+    drop(daemon);
+    let daemon = place.start(CAPACITY).expect("a restart");
+    assert!(daemon.adopted);
+    check(&daemon, &key(1), &flows, "after a refused mode");
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let root = nix::unistd::geteuid().is_root();
@@ -635,6 +656,10 @@ fn main() {
             an_interface_that_is_gone_holds_nothing_up,
         ),
         test("settling_is_called_off", settling_is_called_off),
+        test(
+            "a_mode_that_is_refused_takes_nothing_down",
+            a_mode_that_is_refused_takes_nothing_down,
+        ),
         test(
             "capacity_grows_and_nothing_is_forgotten",
             capacity_grows_and_nothing_is_forgotten,

@@ -12,7 +12,7 @@ use lab::{Daemon, Lab, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::Suites;
-use crate::setup::{probed_web, serving, web, web_vip};
+use crate::setup::{ECHO, probed_web, serving, web, web_vip};
 
 const RATE: u32 = 200;
 const SOON: Duration = Duration::from_secs(5);
@@ -33,6 +33,11 @@ pub fn add(suites: &mut Suites) {
         "lifecycle",
         "sigkill_forwards_on_and_restart_takes_over",
         || restart(Signal::SIGKILL),
+    );
+    suites.case(
+        "lifecycle",
+        "what_an_earlier_daemon_left_makes_room",
+        makes_room,
     );
     suites.case("lifecycle", "detach_takes_the_data_path_down", detach);
     suites.case(
@@ -197,6 +202,34 @@ fn detach_without_daemon() -> Result<()> {
         .cli(&["detach", "--config", &config])?
         .ensure(0, &["eth0"])?;
     ensure_nothing_attached(&lab)
+}
+
+/// The file names another service than the maps have, and there is no room for both tables.
+fn makes_room() -> Result<()> {
+    let lab = serving(Lab::builder().backends(2))?;
+    let mut large = web(&lab);
+    large.extra = "table_size = 65537\n".to_owned();
+    let mut elsewhere = large.clone();
+    elsewhere.vip.set_port(ECHO);
+    let mut daemon = Daemon::start(&lab, &File::new(vec![elsewhere]))?;
+    daemon.kill()?;
+
+    daemon.write_config(&File::new(vec![large]))?;
+    let tight = daemon.config_text()?.replace("262144", "65537");
+    daemon.write_config_text(&tight)?;
+    daemon.restart()?;
+    lab.client().http(web_vip(), 50, 8)?.ensure_all_answered()?;
+    let status = daemon.status()?;
+    let used = |what: &str| {
+        let mut capacity = status.capacity.iter();
+        capacity.find(|c| c.what == what).map(|c| c.used)
+    };
+    ensure!(
+        (used("services"), used("backends"), used("slots")) == (Some(1), Some(2), Some(65_537)),
+        "{:?}",
+        status.capacity
+    );
+    Ok(())
 }
 
 fn ensure_nothing_attached(lab: &Lab) -> Result<()> {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::owner::Owner;
 use crate::dataplane::Pins;
 use crate::dataplane::attach::{self, BALANCER_PREFIX};
-use crate::model::Config;
+use crate::model::{Config, XdpMode};
 
 impl Owner {
     /// Attaches to every named interface; when all of them are, lets go of others.
@@ -46,5 +46,20 @@ impl Owner {
         }
         // No link holds an older program now.
         pins.drop_older_sets()
+    }
+
+    /// # Errors
+    /// When an interface did not get the mode that was asked for by name, and kept another.
+    pub(super) fn require_mode(&self) -> Result<()> {
+        for attachment in &self.attachments {
+            let got = attachment.asked == XdpMode::Auto || attachment.asked == attachment.got;
+            anyhow::ensure!(
+                got,
+                "{}: {}; xdp_mode = \"auto\" or \"generic\" may work",
+                attachment.interface,
+                attachment.note.as_deref().unwrap_or("another mode stays")
+            );
+        }
+        Ok(())
     }
 }

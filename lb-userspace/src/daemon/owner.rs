@@ -16,9 +16,9 @@ use crate::dataplane::kernel::KernelDataPlane;
 use crate::health::{HealthEvent, ProbeTarget, ProberHandle};
 use crate::maglev::Moves;
 use crate::metrics::Snapshot;
-use crate::model::Config;
+use crate::model::{Config, ServiceKey};
 use crate::netlink::{NextHopEvent, NextHopsHandle};
-use crate::plan::Installed;
+use crate::plan::{Installed, PlanError};
 use crate::state::{BackendRef, State};
 use crate::tracking::Tracking;
 use crate::tracking::sweep::Tally;
@@ -227,6 +227,9 @@ impl Owner {
         }
         let before = self.apply_error.clone();
         if let Err(error) = self.apply() {
+            if error.is::<PlanError>() {
+                self.apply_what_is_there();
+            }
             let text = Some(format!("{error:#}"));
             if before != text {
                 tracing::error!("the data plane could not be brought up to date: {error:#}");
@@ -244,7 +247,8 @@ impl Owner {
                 .attachments
                 .iter()
                 .any(|attachment| !attachment.stands());
-        if self.apply_error.is_none() && due && missing {
+        let in_force = self.apply_error.is_none() || self.carries_traffic;
+        if in_force && due && missing {
             let error = self
                 .attach(&self.config.clone())
                 .err()
@@ -279,6 +283,20 @@ impl Owner {
 
     /// Plans and applies. Returns what moved.
     pub(super) fn apply(&mut self) -> Result<Moves> {
+        self.apply_those(|_, _| true)
+    }
+
+    /// When there is no room for all: an earlier daemon left services that are not wanted any more, say. What is there already is looked
+    /// after, and what is not wanted makes room for the next attempt.
+    fn apply_what_is_there(&mut self) {
+        let there = |installed: &Installed, key: &ServiceKey| installed.services.contains_key(key);
+        if let Err(error) = self.apply_those(there) {
+            tracing::error!("nor could what is in force already: {error:#}");
+        }
+    }
+
+    /// Plans and applies these services.
+    fn apply_those(&mut self, which: impl Fn(&Installed, &ServiceKey) -> bool) -> Result<Moves> {
         let now = self.plane.clock();
         let turn = self.state.advance(now);
         if self.state.has_let_go() {
@@ -287,6 +305,7 @@ impl Owner {
         self.next_turn =
             turn.map(|at| Instant::now() + Duration::from_nanos(at.saturating_sub(now)));
         let mut desired = self.state.desired();
+        desired.retain(|service| which(&self.installed, &service.key));
         if !self.carries_traffic {
             // Nobody has a connection through these tables yet. First verdicts come one by one; were they changes, whole tables
             // would be learning for hours after each start.

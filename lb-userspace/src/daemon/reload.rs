@@ -50,7 +50,11 @@ impl Owner {
         })?;
         // Interfaces last: what can be refused without touching them has been.
         let attached = !self.attachments.is_empty();
-        if attached && let Err(error) = self.attach(&self.config.clone()) {
+        if attached
+            && let Err(error) = self
+                .attach(&self.config.clone())
+                .and_then(|()| self.require_mode())
+        {
             // Some interfaces may have got the program; the old set, and all else that was, is what stays.
             let (state, config) = before;
             self.roll_back(state, config, true);

@@ -57,6 +57,7 @@ pub fn attach(
         note,
         pin: pin_path(directory, prefix, got, ifindex),
     };
+    let mut displaced = None;
     for got in [XdpMode::Native, XdpMode::Generic] {
         let pin = pin_path(directory, prefix, got, ifindex);
         if !pin.exists() {
@@ -71,7 +72,9 @@ pub fn attach(
                 ),
             }
         }
+        // An interface takes programs of one mode only.
         fs::remove_file(&pin).with_context(|| format!("{}", pin.display()))?;
+        displaced = Some(got);
     }
     let mut refused = None;
     if mode != XdpMode::Generic {
@@ -82,6 +85,12 @@ pub fn attach(
             &pin_path(directory, prefix, XdpMode::Native, ifindex),
         ) {
             Ok(()) => return Ok(attachment(XdpMode::Native, None)),
+            // What was forwarding goes on.
+            Err(error) if mode == XdpMode::Native && displaced == Some(XdpMode::Generic) => {
+                refused = Some(format!(
+                    "native XDP is asked for and refused ({error:#}), so the generic mode stays"
+                ));
+            }
             Err(error) if mode == XdpMode::Native => {
                 return Err(error.context(format!(
                     "{interface}: native XDP was asked for and is refused; xdp_mode = \"auto\" or \"generic\" may work"
