@@ -6,7 +6,6 @@ use lb_common::abi::BackendCounters;
 use lb_common::event::Event;
 use lb_common::reason::Reason;
 
-use super::flows::Unlearnt;
 use super::owner::Owner;
 use crate::api::dto::{
     BackendAdmin, BackendDetail, CapacityUse, InterfaceStatus, ReasonCount, ServiceDetail,
@@ -19,8 +18,7 @@ use crate::metrics::{
 use crate::model::{Health, HealthSpec, ProbeKind};
 use crate::netlink::NextHopState;
 use crate::plan::InstalledService;
-use crate::state::{Effective, EffectiveBackend, Origin, eligibility};
-use crate::tracking::SECOND;
+use crate::state::{Effective, EffectiveBackend, eligibility};
 
 /// The reason of the verdict "forward".
 const FORWARDED: (&str, &str, &str) = ("forward", "forwarded", "Sent to a backend.");
@@ -261,63 +259,6 @@ impl Owner {
         details
     }
 
-    /// Backends that are no longer part of the service, while their flows linger.
-    fn removed(
-        &self,
-        service: &Effective,
-        installed: &InstalledService,
-        unlearnt: &Unlearnt,
-    ) -> Vec<BackendDetail> {
-        let now = self.plane.clock();
-        let spec = &service.spec;
-        let gone = installed
-            .backends
-            .iter()
-            .filter(|(address, _)| service.backend(**address).is_none());
-        gone.map(|(&address, backend)| {
-            let counters = self.plane.backend_counters(backend.id);
-            let left = self
-                .state
-                .gone_at(spec.key, address)
-                .map(|at| at.saturating_sub(now).div_ceil(SECOND));
-            let for_how_long = left.map_or(String::new(), |left| format!(" for {left} s more"));
-            let declared = spec.backends.iter().any(|b| b.address == address);
-            BackendDetail {
-                service: spec.name.clone(),
-                address,
-                id: backend.id,
-                replaces: (backend.who.identity != address).then_some(backend.who.identity),
-                weight: 0,
-                admin: BackendAdmin::Removed,
-                admin_reason: None,
-                admin_by: None,
-                admin_at: None,
-                drain: None,
-                forgotten_in_seconds: left,
-                health: Health::Unknown,
-                health_reason: None,
-                health_since_seconds: None,
-                eligible: false,
-                not_eligible: Some(format!("removed: keeps its open flows{for_how_long}")),
-                next_hop: self.state.next_hop(address).map(next_hop),
-                slots: installed.slots_of(address),
-                flows_remembered: self.remembered(backend.id),
-                slots_unlearnt: Self::slots_unlearnt(installed, unlearnt, address),
-                packets: counters.packets,
-                bytes: counters.bytes,
-                flows: counters.flows,
-                origin: if declared {
-                    Origin::File
-                } else {
-                    Origin::Runtime
-                }
-                .name()
-                .to_owned(),
-            }
-        })
-        .collect()
-    }
-
     /// Everything the metrics say, as it is now.
     pub(super) fn snapshot(&self) -> Snapshot {
         let statistics: std::collections::HashMap<_, _> = self
@@ -406,7 +347,7 @@ impl Owner {
     }
 }
 
-fn next_hop(state: &NextHopState) -> String {
+pub(super) fn next_hop(state: &NextHopState) -> String {
     match state {
         NextHopState::Resolved(hop) => {
             let mac = hop

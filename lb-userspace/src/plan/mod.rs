@@ -4,10 +4,10 @@
 //! service table leads to them, and only after a grace period is anything cleared or given to somebody else.
 
 mod adopt;
+mod desired;
 mod installed;
 mod seats;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::Route;
@@ -17,46 +17,14 @@ use lb_common::track::Status;
 
 use crate::dataplane::{Operation, Who};
 use crate::maglev::{self, Moves};
-use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
-use crate::tracking::{Tracking, change::fresh};
+use crate::model::TableSize;
+use crate::tracking::change::fresh;
 
 use seats::{held, seats};
 
 pub use adopt::AdoptError;
+pub use desired::{DesiredBackend, DesiredService};
 pub use installed::{Installed, InstalledBackend, InstalledService, idle_units, window};
-
-/// A service as the data plane should hold it.
-#[derive(Clone, Debug)]
-pub struct DesiredService {
-    pub key: ServiceKey,
-    pub affinity: Affinity,
-    pub tracking: Tracking,
-    /// How long flows may be silent: [`idle_units`].
-    pub flow_idle: u16,
-    pub table_size: TableSize,
-    pub on_empty: OnEmpty,
-    pub backends: Vec<DesiredBackend>,
-}
-
-#[derive(Clone, Debug)]
-pub struct DesiredBackend {
-    pub address: IpAddr,
-    /// What the table is made from; among those that may be in it, each has another.
-    pub identity: IpAddr,
-    pub weight: u32,
-    /// May get new flows.
-    pub eligible: bool,
-    /// What its flows may still use it for.
-    pub status: Status,
-    /// Would be eligible if it were not for its probes, which fail.
-    pub only_down: bool,
-    /// May stay in the table when nobody is eligible (`on_empty = "keep"`).
-    pub may_keep: bool,
-    /// No longer part of the service: there as long as it is installed.
-    pub lingers: bool,
-    /// `None`: not known now; what is installed stays.
-    pub route: Option<Route>,
-}
 
 /// What to do, and what holds afterwards.
 #[derive(Debug)]
