@@ -176,7 +176,9 @@ fn loaded_maps() -> Result<()> {
         (names::REASON_COUNTERS, cpus * REASONS),
         (names::EVENT_COUNTERS, cpus * EVENTS),
     ]);
-    let shapes = balancer_maps();
+    let mut shapes = balancer_maps();
+    // Only daemons read it.
+    shapes.remove(names::IDENTITIES);
     let mut found = 0;
     for id in info
         .map_ids()?
