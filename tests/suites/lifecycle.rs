@@ -212,11 +212,13 @@ fn makes_room() -> Result<()> {
     let mut elsewhere = large.clone();
     elsewhere.vip.set_port(ECHO);
     let mut daemon = Daemon::start(&lab, &File::new(vec![elsewhere]))?;
-    daemon.kill()?;
-
     daemon.write_config(&File::new(vec![large]))?;
     let tight = daemon.config_text()?.replace("262144", "65537");
     daemon.write_config_text(&tight)?;
+    daemon
+        .cli(&["reload"])?
+        .ensure(1, &["capacity.slots (262144, now 65537)", "restart"])?;
+    daemon.kill()?;
     daemon.restart()?;
     lab.client().http(web_vip(), 50, 8)?.ensure_all_answered()?;
     let status = daemon.status()?;

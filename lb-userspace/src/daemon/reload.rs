@@ -83,8 +83,15 @@ fn unchangeable(old: &Config, new: &Config) -> Result<()> {
     if old.node.state != new.node.state {
         return refuse("node.state");
     }
-    if old.capacity != new.capacity {
-        return refuse("[capacity]");
+    for (key, before, after) in [
+        ("services", old.capacity.services, new.capacity.services),
+        ("backends", old.capacity.backends, new.capacity.backends),
+        ("slots", old.capacity.slots, new.capacity.slots),
+        ("flows", old.capacity.flows, new.capacity.flows),
+    ] {
+        if before != after {
+            return refuse(&format!("capacity.{key} ({before}, now {after})"));
+        }
     }
     if old.socket != new.socket {
         return refuse("api.socket");
