@@ -152,7 +152,7 @@ pub struct Route {
     /// Outer IPv4: one's complement sum of the header with length, TOS and checksum zero. Else 0.
     pub partial_checksum: u32,
     pub _pad: u32,
-    /// Ethernet + outer IP; the data path patches length, TOS, flow label and checksum.
+    /// Ethernet + outer IP [+ UDP + GUE]; the data path patches lengths, TOS, flow label, checksum and UDP source port.
     pub header: [u8; 72],
 }
 
@@ -191,6 +191,9 @@ impl Default for Route {
 }
 
 /// What goes in front of the client's IP packet.
+///
+/// Numbers may be added without a new [`LAYOUT`]: a program that does not know one cannot misread its route, it drops
+/// (`no-route`), and a daemon of its age refuses the configuration that asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Encap {
@@ -202,6 +205,10 @@ pub enum Encap {
     Ipv4 = 2,
     /// Ethernet and an outer IPv6 header.
     Ipv6 = 3,
+    /// Ethernet, an outer IPv4 header, UDP and GUE.
+    Gue4 = 4,
+    /// Ethernet, an outer IPv6 header, UDP and GUE.
+    Gue6 = 5,
 }
 
 /// One backend of one service.

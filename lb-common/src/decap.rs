@@ -1,13 +1,16 @@
-//! Decapsulation on a backend: strips the outer IP header of IPIP (4in4, 6in4, 4in6, 6in6) and hands the client's packet to the
-//! host's stack, which has the VIP on a loopback interface.
+//! Decapsulation on a backend: strips the outer headers of IPIP (4in4, 6in4, 4in6, 6in6) and of GUE and hands the client's packet to
+//! the host's stack, which has the VIP on a loopback interface.
 
 use core::mem::offset_of;
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::address::Address;
+use crate::gue;
 use crate::packet::Frame;
-use crate::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, ethernet};
+use crate::parse::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_UDP, ethernet,
+};
 
 const ETHERNET: usize = 14;
 
@@ -46,19 +49,30 @@ pub const fn key(address: &Address) -> Key {
     [address.words[0], address.words[1], address.v6 as u64]
 }
 
-/// The outer header, as far as it matters.
+/// The outer headers, as far as they matter.
 struct Outer {
     source: Address,
     destination: Address,
+    /// Bytes in front of the client's packet, Ethernet excluded.
     length: usize,
-    /// Bytes of the outer packet's payload, as its header says.
+    /// Bytes of the client's packet, as the outer headers say.
     payload: usize,
     inner_v6: bool,
-    /// The header does not contradict itself.
+    /// The headers do not contradict themselves.
     consistent: bool,
 }
 
-/// Strips the outer header when the lists of outer destinations and of outer sources have its addresses.
+/// What stands behind the outer IP header.
+struct Behind {
+    /// Bytes of headers.
+    length: usize,
+    /// Bytes of the client's packet.
+    payload: usize,
+    inner_v6: bool,
+    consistent: bool,
+}
+
+/// Strips the outer headers when the lists of outer destinations and of outer sources have its addresses.
 #[inline(always)]
 pub fn decapsulate<F: Frame>(
     frame: &mut F,
@@ -125,7 +139,7 @@ fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         .view::<{ Ipv4Hdr::LEN }>(ETHERNET)
         .ok_or(Decapped::NotTunnel)?;
     let protocol = header.get::<u8, { offset_of!(Ipv4Hdr, proto) }>();
-    if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
+    if !is_tunnel(protocol) {
         return Err(Decapped::NotTunnel);
     }
     // The balancer sends neither options nor fragments; such tunnel packets are the stack's to digest.
@@ -135,13 +149,19 @@ fn ipv4<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         return Err(Decapped::NotTunnel);
     }
     let total = usize::from(header.be16::<{ offset_of!(Ipv4Hdr, tot_len) }>());
+    let behind = behind(
+        frame,
+        ETHERNET + Ipv4Hdr::LEN,
+        protocol,
+        total.saturating_sub(Ipv4Hdr::LEN),
+    )?;
     Ok(Outer {
         source: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, src_addr) }>()),
         destination: Address::v4(header.get::<u32, { offset_of!(Ipv4Hdr, dst_addr) }>()),
-        length: Ipv4Hdr::LEN,
-        payload: total.saturating_sub(Ipv4Hdr::LEN),
-        inner_v6: protocol == PROTOCOL_IPV6,
-        consistent: version_and_length == 0x45 && total >= Ipv4Hdr::LEN,
+        length: Ipv4Hdr::LEN + behind.length,
+        payload: behind.payload,
+        inner_v6: behind.inner_v6,
+        consistent: behind.consistent && version_and_length == 0x45 && total >= Ipv4Hdr::LEN,
     })
 }
 
@@ -151,9 +171,15 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
         .view::<{ Ipv6Hdr::LEN }>(ETHERNET)
         .ok_or(Decapped::NotTunnel)?;
     let protocol = header.get::<u8, { offset_of!(Ipv6Hdr, next_hdr) }>();
-    if protocol != PROTOCOL_IPIP && protocol != PROTOCOL_IPV6 {
+    if !is_tunnel(protocol) {
         return Err(Decapped::NotTunnel);
     }
+    let behind = behind(
+        frame,
+        ETHERNET + Ipv6Hdr::LEN,
+        protocol,
+        usize::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>()),
+    )?;
     Ok(Outer {
         source: Address::v6([
             header.get::<u64, { offset_of!(Ipv6Hdr, src_addr) }>(),
@@ -163,10 +189,56 @@ fn ipv6<F: Frame>(frame: &F) -> Result<Outer, Decapped> {
             header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) }>(),
             header.get::<u64, { offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
         ]),
-        length: Ipv6Hdr::LEN,
-        payload: usize::from(header.be16::<{ offset_of!(Ipv6Hdr, payload_len) }>()),
-        inner_v6: protocol == PROTOCOL_IPV6,
-        consistent: header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 == 6,
+        length: Ipv6Hdr::LEN + behind.length,
+        payload: behind.payload,
+        inner_v6: behind.inner_v6,
+        consistent: behind.consistent && header.get::<u8, { offset_of!(Ipv6Hdr, vcf) }>() >> 4 == 6,
+    })
+}
+
+/// Whether what stands behind an outer IP header may be a tunnel's.
+const fn is_tunnel(protocol: u8) -> bool {
+    matches!(protocol, PROTOCOL_IPIP | PROTOCOL_IPV6 | PROTOCOL_UDP)
+}
+
+/// At `offset`, in an outer IP packet with `payload` bytes.
+#[inline(always)]
+fn behind<F: Frame>(
+    frame: &F,
+    offset: usize,
+    protocol: u8,
+    payload: usize,
+) -> Result<Behind, Decapped> {
+    if protocol != PROTOCOL_UDP {
+        return Ok(Behind {
+            length: 0,
+            payload,
+            inner_v6: protocol == PROTOCOL_IPV6,
+            consistent: true,
+        });
+    }
+    // A datagram too short for a GUE header is somebody else's.
+    let header = frame
+        .view::<{ gue::LENGTH }>(offset)
+        .ok_or(Decapped::NotTunnel)?;
+    let datagram = usize::from(header.be16::<4>());
+    if header.be16::<2>() != gue::PORT || datagram < gue::LENGTH || payload < gue::LENGTH {
+        return Err(Decapped::NotTunnel);
+    }
+    // Who made a checksum wants it verified (RFC 768), and only the stack looks at every byte; the balancer makes none.
+    if header.get::<u16, 6>() != 0 {
+        return Err(Decapped::NotTunnel);
+    }
+    let inner = gue::protocol(u32::from_be(header.get::<u32, { gue::UDP }>()));
+    let Some(PROTOCOL_IPIP | PROTOCOL_IPV6) = inner else {
+        return Err(Decapped::NotTunnel);
+    };
+    Ok(Behind {
+        length: gue::LENGTH,
+        payload: datagram - gue::LENGTH,
+        inner_v6: inner == Some(PROTOCOL_IPV6),
+        // `payload` is not looked at any more: that the frame holds all of it has to be seen here.
+        consistent: datagram <= payload && offset + payload <= frame.length(),
     })
 }
 

@@ -17,6 +17,7 @@ pub mod decap;
 pub mod encap;
 pub mod event;
 pub mod flow;
+pub mod gue;
 pub mod hash;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;

@@ -32,6 +32,8 @@ const VIP6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 
 enum Outer {
     V4,
     V6,
+    Gue4,
+    Gue6,
     L2,
 }
 
@@ -40,6 +42,8 @@ impl Outer {
         match self {
             Self::V4 => 20,
             Self::V6 => 40,
+            Self::Gue4 => 32,
+            Self::Gue6 => 52,
             Self::L2 => 0,
         }
     }
@@ -53,14 +57,13 @@ fn route(outer: Outer, inner_v6: bool) -> Route {
         destination_mac: [4; 6],
     };
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let v4 = (address("192.0.2.1"), address("10.0.0.1"));
+    let v6 = (address("2001:db8::1"), address("2001:db8:b::1"));
     let tunnel = match outer {
-        Outer::V4 => Route::ipip(&way, inner_v6, address("192.0.2.1"), address("10.0.0.1")),
-        Outer::V6 => Route::ipip(
-            &way,
-            inner_v6,
-            address("2001:db8::1"),
-            address("2001:db8:b::1"),
-        ),
+        Outer::V4 => Route::ipip(&way, inner_v6, v4.0, v4.1),
+        Outer::V6 => Route::ipip(&way, inner_v6, v6.0, v6.1),
+        Outer::Gue4 => Route::gue(&way, inner_v6, v4.0, v4.1),
+        Outer::Gue6 => Route::gue(&way, inner_v6, v6.0, v6.1),
         Outer::L2 => Some(Route::l2(&way, inner_v6)),
     };
     tunnel.expect("one family")
@@ -105,7 +108,13 @@ fn world(outer: Outer) -> MemoryTables {
 }
 
 fn outers() -> impl Strategy<Value = Outer> {
-    prop_oneof![Just(Outer::V4), Just(Outer::V6), Just(Outer::L2)]
+    prop_oneof![
+        Just(Outer::V4),
+        Just(Outer::V6),
+        Just(Outer::Gue4),
+        Just(Outer::Gue6),
+        Just(Outer::L2)
+    ]
 }
 
 /// Some client's packet to a service: link header, then IP packet.
@@ -352,6 +361,14 @@ proptest! {
         match outer {
             Outer::V4 => tunnel[16..18].copy_from_slice(&(length as u16).to_be_bytes()),
             Outer::V6 => tunnel[18..20].copy_from_slice(&(inner.len() as u16).to_be_bytes()),
+            Outer::Gue4 => {
+                tunnel[16..18].copy_from_slice(&(length as u16).to_be_bytes());
+                tunnel[38..40].copy_from_slice(&((length - 20) as u16).to_be_bytes());
+            }
+            Outer::Gue6 => {
+                tunnel[18..20].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+                tunnel[58..60].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+            }
             Outer::L2 => {}
         }
         tunnel.extend(&inner);
@@ -360,7 +377,7 @@ proptest! {
         let result = decapsulate(&mut frame, |_| allowed, |_| true);
         if result == Decapped::Done {
             prop_assert!(allowed);
-            prop_assert!([tunnel.len() - 20, tunnel.len() - 40].contains(&frame.bytes().len()));
+            prop_assert!([20, 40, 32, 52].contains(&(tunnel.len() - frame.bytes().len())));
         } else {
             prop_assert!(allowed || result != Decapped::Bad, "judged, but not ours");
             prop_assert_eq!(frame.bytes(), tunnel);

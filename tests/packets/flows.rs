@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use libtest_mimic::Trial;
 
-use crate::cases::{good, outer_label};
-use crate::frame::{ACK, ETHERNET, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
+use crate::cases::{good, through_gue};
+use crate::frame::{ACK, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
+use crate::outer::{Chosen, Mode};
 use crate::run::{Action, Kernel, Native, Outcome, Run, other};
-use crate::world::{BACKENDS, Backend, INGRESS, MANY4, MANY6, Mode, Via, backend_of};
+use crate::world::{BACKENDS, Backend, GUE4, GUE6, INGRESS, MANY4, MANY6, Via, backend_of};
 use crate::{kernel, native};
 
 type Test = fn(&mut dyn Run) -> Result<()>;
@@ -27,6 +28,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "tunnels of different flows have different flow labels",
         flow_labels,
+    ),
+    (
+        "GUE has a source port for each flow, of the whole dynamic range",
+        source_ports,
     ),
     ("every traffic class is copied", traffic_classes),
     ("every length gives a valid outer header", lengths),
@@ -49,14 +54,14 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// The backend a frame went to, and the flow label of its tunnel.
-fn sent(outcome: &Outcome) -> Result<(&'static Backend, u32)> {
+/// The backend a frame went to, and what of its outer header comes from the hash.
+fn sent(outcome: &Outcome) -> Result<(&'static Backend, Chosen)> {
     let (id, _) = outcome
         .backends
         .first()
         .with_context(|| format!("not forwarded: {outcome:x?}"))?;
     let backend = backend_of(*id);
-    Ok((backend, outer_label(backend.mode, &outcome.bytes)))
+    Ok((backend, Chosen::of(backend.mode, &outcome.bytes)))
 }
 
 /// Frames of one flow for each `i`, to the services with several backends that hash the 5-tuple.
@@ -94,7 +99,7 @@ fn five_tuple(run: &mut dyn Run) -> Result<()> {
                 );
                 ensure!(
                     other_label == label,
-                    "flow {i} has labels {label:#x} and {other_label:#x}"
+                    "flow {i} has labels {label:x?} and {other_label:x?}"
                 );
             }
         }
@@ -142,7 +147,7 @@ fn flow_labels(run: &mut dyn Run) -> Result<()> {
             let (backend, label) = sent(&run.run(&frame.bytes())?)?;
             if backend.mode == Mode::V6 {
                 tunnels += 1;
-                labels.insert(label);
+                labels.insert(label.flow_label);
             }
         }
     }
@@ -159,17 +164,56 @@ fn flow_labels(run: &mut dyn Run) -> Result<()> {
     Ok(())
 }
 
+fn source_ports(run: &mut dyn Run) -> Result<()> {
+    // `Chosen` never reads less than 49,152, so what is sent is looked at here as well.
+    const PORTS: usize = 14 + 20;
+    let (mut all, mut quarters) = (HashSet::new(), BTreeSet::new());
+    for i in 0..300_u16 {
+        let frame = Frame::tcp(GUE4, 80).from("198.51.100.7", 1_024 + i * 7);
+        let outcome = run.run(&frame.bytes())?;
+        let (_, chosen) = sent(&outcome)?;
+        let port = u16::from_be_bytes([outcome.bytes[PORTS], outcome.bytes[PORTS + 1]]);
+        ensure!(
+            port == chosen.source_port,
+            "flow {i} has source port {port}"
+        );
+        all.insert(port);
+        quarters.insert(port >> 12);
+        for same in [
+            frame.clone().flags(SYN),
+            frame.clone().flags(FIN | ACK).payload(0),
+            frame.clone().payload(1_000).tos(0xff),
+            frame.clone().tag(VLAN).options(3),
+        ] {
+            let (_, again) = sent(&run.run(&same.bytes())?)?;
+            ensure!(again == chosen, "flow {i}: {chosen:x?} and {again:x?}");
+        }
+    }
+    // 300 draws from 2^14 meet 2.7 times on average.
+    ensure!(all.len() >= 285, "300 flows have {} ports", all.len());
+    ensure!(quarters.len() == 4, "only ports of {quarters:x?}000");
+
+    // With an IPv6 outer header, port and flow label are drawn apart: together they tell all flows apart.
+    let mut both = HashSet::new();
+    for i in 0..300_u16 {
+        let frame = Frame::tcp(GUE6, 80).from("2001:db8:c::7", 1_024 + i * 7);
+        both.insert(sent(&run.run(&frame.bytes())?)?.1);
+    }
+    ensure!(both.len() == 300, "300 flows look like {}", both.len());
+    Ok(())
+}
+
 /// The whole expected output of a frame for a service with a single backend.
 fn exactly(run: &mut dyn Run, frame: &Frame, id: u32, what: &str) -> Result<()> {
     let bytes = frame.bytes();
     let outcome = run.run(&bytes)?;
     let backend = backend_of(id);
-    let label = outer_label(backend.mode, &outcome.bytes);
+    let chosen = Chosen::of(backend.mode, &outcome.bytes);
     let mut expected = backend.outer(
         frame.v6(),
         frame.packet_length(),
         frame.type_of_service(),
-        label,
+        chosen,
     );
     expected.extend(&bytes[frame.l2_length()..]);
     ensure!(
@@ -177,15 +221,15 @@ fn exactly(run: &mut dyn Run, frame: &Frame, id: u32, what: &str) -> Result<()> 
         "{what}: {expected:x?}\nexpected, got\n{:x?}",
         outcome.bytes
     );
-    if backend.mode == Mode::V4 {
-        let sum = internet_checksum(&outcome.bytes[ETHERNET..ETHERNET + 20]);
+    if let Some(header) = backend.mode.outer_ipv4() {
+        let sum = internet_checksum(&outcome.bytes[header]);
         ensure!(sum == 0, "{what}: the outer header sums to {sum:#x}");
     }
     Ok(())
 }
 
 fn traffic_classes(run: &mut dyn Run) -> Result<()> {
-    for (name, frame, id) in good() {
+    for (name, frame, id) in good().into_iter().chain(through_gue()) {
         for tos in 0..=255 {
             exactly(
                 run,
@@ -199,8 +243,11 @@ fn traffic_classes(run: &mut dyn Run) -> Result<()> {
 }
 
 fn lengths(run: &mut dyn Run) -> Result<()> {
-    for (name, frame, id) in good() {
-        for payload in 0..=1_400 {
+    for (name, frame, id) in good().into_iter().chain(through_gue()) {
+        let most = usize::from(backend_of(id).mtu)
+            - backend_of(id).overhead()
+            - frame.clone().payload(0).packet_length();
+        for payload in 0..=most {
             exactly(
                 run,
                 &frame.clone().payload(payload),

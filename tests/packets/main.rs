@@ -9,6 +9,7 @@ mod decap;
 mod flows;
 mod frame;
 mod objects;
+mod outer;
 mod run;
 mod storm;
 mod world;

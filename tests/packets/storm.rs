@@ -10,10 +10,11 @@ use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::cases::{self, outer_label};
+use crate::cases;
 use crate::frame::{ETHERNET, QINQ, TCP, UDP, VLAN, internet_checksum};
+use crate::outer::Chosen;
 use crate::run::{Action, Kernel, Native, Outcome, Run};
-use crate::world::{Mode, SERVICES, backend_of, is_vip, service_of};
+use crate::world::{SERVICES, backend_of, is_vip, service_of};
 use crate::{kernel, native};
 
 const MUTATIONS: usize = 20_000;
@@ -286,13 +287,13 @@ fn judge(frame: &[u8], outcome: &Outcome) -> Result<()> {
         counters.packets == 1 && counters.bytes == seen.length as u64,
         "counted {counters:?}"
     );
-    let label = outer_label(backend.mode, &outcome.bytes);
-    let mut expected = backend.outer(seen.v6, seen.length, seen.tos, label);
+    let chosen = Chosen::of(backend.mode, &outcome.bytes);
+    let mut expected = backend.outer(seen.v6, seen.length, seen.tos, chosen);
     expected.extend(&frame[seen.l2_length..]);
     ensure!(outcome.bytes == expected, "{expected:x?} expected");
-    if backend.mode == Mode::V4 {
+    if let Some(header) = backend.mode.outer_ipv4() {
         ensure!(
-            internet_checksum(&outcome.bytes[ETHERNET..ETHERNET + 20]) == 0,
+            internet_checksum(&outcome.bytes[header]) == 0,
             "outer checksum"
         );
     }

@@ -1,11 +1,10 @@
 //! The one world that every case runs in: services of each family, protocol and forwarding mode, and some that are broken on
 //! purpose.
 //!
-//! Owns: what is programmed, and the outer header each backend's packets must carry (made by etherparse, not by lb-common).
+//! Owns: what is programmed. Does not own: what the outer headers must be (`outer`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header};
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
 use lb_common::encap::Way;
@@ -16,6 +15,7 @@ use lb_userspace::dataplane::Operation;
 use lb_userspace::model::Capacity;
 
 use crate::frame::{TCP, UDP};
+use crate::outer::Mode;
 
 pub const SEED: &str = "golden";
 pub const CAPACITY: Capacity = Capacity {
@@ -38,6 +38,9 @@ pub const MANY6: &str = "2001:db8:10::3";
 /// Services that cannot forward.
 pub const BROKEN4: &str = "203.0.113.13";
 pub const BROKEN6: &str = "2001:db8:10::4";
+/// Reached through GUE.
+pub const GUE4: &str = "203.0.113.14";
+pub const GUE6: &str = "2001:db8:10::5";
 
 /// Not one of ours.
 pub const STRANGER4: &str = "203.0.113.99";
@@ -54,6 +57,7 @@ pub mod broken {
     pub const SLOTS_OUT_OF_BOUNDS: u16 = 86;
     pub const BACKEND_OUT_OF_BOUNDS: u16 = 87;
     pub const TINY_L2: u16 = 88;
+    pub const TINY_GUE: u16 = 89;
 }
 
 /// MTU behind the services on `TINY_*`.
@@ -68,16 +72,6 @@ pub enum Via {
     Other,
     /// One that is not in the device map.
     Unknown,
-}
-
-/// What goes in front of the client's packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    V4,
-    V6,
-    L2,
-    /// No next hop.
-    Nowhere,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +163,12 @@ pub const SERVICES: &[Service] = &[
     service(29, BROKEN6, broken::EMPTY, UDP, Slots::None),
     service(30, BROKEN6, broken::TINY_IPIP, UDP, Slots::Backends(7)),
     service(31, BROKEN6, broken::NO_ROUTE, UDP, Slots::Backends(7)),
+    service(32, BROKEN4, broken::TINY_GUE, TCP, Slots::Backends(7)),
+    service(33, BROKEN6, broken::TINY_GUE, UDP, Slots::Backends(7)),
+    service(40, GUE4, 80, TCP, Slots::Backends(7)),
+    service(41, GUE4, 53, UDP, Slots::Backends(7)),
+    service(42, GUE6, 80, TCP, Slots::Backends(7)),
+    service(43, GUE6, 53, UDP, Slots::Backends(7)),
 ];
 
 const fn backend(id: u32, service: u32, mode: Mode, via: Via) -> Backend {
@@ -215,6 +215,18 @@ pub const BACKENDS: &[Backend] = &[
         ..backend(30, 30, Mode::V6, Via::Ingress)
     },
     backend(31, 31, Mode::Nowhere, Via::Unknown),
+    Backend {
+        mtu: TINY_MTU,
+        ..backend(32, 32, Mode::Gue4, Via::Ingress)
+    },
+    Backend {
+        mtu: TINY_MTU,
+        ..backend(33, 33, Mode::Gue6, Via::Ingress)
+    },
+    backend(40, 40, Mode::Gue4, Via::Ingress),
+    backend(41, 41, Mode::Gue6, Via::Other),
+    backend(42, 42, Mode::Gue6, Via::Ingress),
+    backend(43, 43, Mode::Gue4, Via::Other),
 ];
 
 pub fn backend_of(id: u32) -> &'static Backend {
@@ -242,7 +254,7 @@ pub fn is_vip(address: IpAddr) -> bool {
 
 pub const SOURCE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const SOURCE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
-const SOURCE_MAC: [u8; 6] = [0x02, 0xff, 0, 0, 0, 0x01];
+pub const SOURCE_MAC: [u8; 6] = [0x02, 0xff, 0, 0, 0, 0x01];
 
 impl Backend {
     pub const fn v4(&self) -> Ipv4Addr {
@@ -253,7 +265,7 @@ impl Backend {
         Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, self.id as u16)
     }
 
-    const fn mac(&self) -> [u8; 6] {
+    pub const fn mac(&self) -> [u8; 6] {
         [0x02, 0, 0, 0, 1, self.id as u8]
     }
 
@@ -264,67 +276,6 @@ impl Backend {
             Via::Other => other,
             Via::Unknown => 9_999,
         }
-    }
-
-    /// Bytes its outer IP header takes.
-    pub const fn overhead(&self) -> usize {
-        match self.mode {
-            Mode::V4 => 20,
-            Mode::V6 => 40,
-            Mode::L2 | Mode::Nowhere => 0,
-        }
-    }
-
-    /// What must stand in front of the client's IP packet.
-    pub fn outer(&self, inner_v6: bool, inner_length: usize, tos: u8, flow_label: u32) -> Vec<u8> {
-        let protocol = if inner_v6 {
-            IpNumber::IPV6
-        } else {
-            IpNumber::IPV4
-        };
-        let v6 = match self.mode {
-            Mode::V4 => false,
-            Mode::V6 => true,
-            Mode::L2 | Mode::Nowhere => inner_v6,
-        };
-        let ethernet = Ethernet2Header {
-            source: SOURCE_MAC,
-            destination: self.mac(),
-            ether_type: if v6 { EtherType::IPV6 } else { EtherType::IPV4 },
-        };
-        let mut bytes = ethernet.to_bytes().to_vec();
-        match self.mode {
-            Mode::V4 => {
-                let mut header = Ipv4Header::new(
-                    inner_length as u16,
-                    64,
-                    protocol,
-                    SOURCE4.octets(),
-                    self.v4().octets(),
-                )
-                .expect("fits");
-                header.dscp = (tos >> 2).try_into().expect("six bits");
-                header.ecn = (tos & 3).try_into().expect("two bits");
-                header.identification = 0;
-                header.dont_fragment = true;
-                header.header_checksum = header.calc_header_checksum();
-                bytes.extend(header.to_bytes());
-            }
-            Mode::V6 => {
-                let header = Ipv6Header {
-                    traffic_class: tos,
-                    flow_label: Ipv6FlowLabel::try_new(flow_label).expect("twenty bits"),
-                    payload_length: inner_length as u16,
-                    next_header: protocol,
-                    hop_limit: 64,
-                    source: SOURCE6.octets(),
-                    destination: self.v6().octets(),
-                };
-                bytes.extend(header.to_bytes());
-            }
-            Mode::L2 | Mode::Nowhere => {}
-        }
-        bytes
     }
 
     fn route(&self, other: u32) -> Route {
@@ -342,9 +293,14 @@ impl Backend {
         let tunnel = |source: IpAddr, destination: IpAddr| {
             Route::ipip(&way, inner_v6, source, destination).expect("one family")
         };
+        let gue = |source: IpAddr, destination: IpAddr| {
+            Route::gue(&way, inner_v6, source, destination).expect("one family")
+        };
         match self.mode {
             Mode::V4 => tunnel(SOURCE4.into(), self.v4().into()),
             Mode::V6 => tunnel(SOURCE6.into(), self.v6().into()),
+            Mode::Gue4 => gue(SOURCE4.into(), self.v4().into()),
+            Mode::Gue6 => gue(SOURCE6.into(), self.v6().into()),
             Mode::L2 => Route::l2(&way, inner_v6),
             Mode::Nowhere => Route::NONE,
         }

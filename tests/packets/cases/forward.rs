@@ -1,12 +1,12 @@
 //! Packets that go to a backend.
 
-use super::{Case, good, to};
+use super::{Case, good, through_gue, to};
 use crate::frame::{ACK, At, Extension, FIN, Frame, PSH, QINQ, RST, SYN, VLAN};
 use crate::world::{ANY4, ANY6, BROKEN4, BROKEN6, TINY_MTU, WEB4, WEB6, backend_of, broken};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (name, frame, backend) in good() {
+    for (name, frame, backend) in good().into_iter().chain(through_gue()) {
         cases.extend(each(name, &frame, backend));
     }
     cases.extend(ipv4());
@@ -308,6 +308,16 @@ fn services() -> Vec<Case> {
         "v4 l2, a tiny MTU",
         &Frame::tcp(BROKEN4, broken::TINY_L2).ip_length(tiny),
         28,
+    ));
+    cases.push(to(
+        "v4 in gue4, a tiny MTU",
+        &Frame::tcp(BROKEN4, broken::TINY_GUE).ip_length(tiny - 32),
+        32,
+    ));
+    cases.push(to(
+        "v6 in gue6, a tiny MTU",
+        &Frame::udp(BROKEN6, broken::TINY_GUE).ip_length(tiny - 52),
+        33,
     ));
     // Padding is no part of the packet that must fit.
     cases.push(to(

@@ -9,9 +9,10 @@ use lb_common::abi::BackendCounters;
 use lb_common::reason::Reason;
 use libtest_mimic::Trial;
 
-use crate::frame::{ETHERNET, Frame, internet_checksum};
+use crate::frame::{Frame, internet_checksum};
+use crate::outer::Chosen;
 use crate::run::{Action, Kernel, Native, Outcome, Run};
-use crate::world::{Mode, Via, WEB4, WEB6, backend_of};
+use crate::world::{GUE4, GUE6, Via, WEB4, WEB6, backend_of};
 use crate::{kernel, native};
 
 /// One golden packet.
@@ -77,6 +78,16 @@ pub fn good() -> [(&'static str, Frame, u32); 4] {
         ("v4 udp", Frame::udp(WEB4, 53), 2),
         ("v6 tcp", Frame::tcp(WEB6, 80), 5),
         ("v6 udp", Frame::udp(WEB6, 53), 6),
+    ]
+}
+
+/// The same through GUE: all four combinations of families.
+pub fn through_gue() -> [(&'static str, Frame, u32); 4] {
+    [
+        ("v4 tcp in gue4", Frame::tcp(GUE4, 80), 40),
+        ("v4 udp in gue6", Frame::udp(GUE4, 53), 41),
+        ("v6 tcp in gue6", Frame::tcp(GUE6, 80), 42),
+        ("v6 udp in gue4", Frame::udp(GUE6, 53), 43),
     ]
 }
 
@@ -157,8 +168,8 @@ fn check(case: &Case, outcome: &Outcome) -> Result<()> {
                 outcome.action == action,
                 "{action:?} expected, got {outcome:x?}"
             );
-            let label = outer_label(backend.mode, &outcome.bytes);
-            let mut expected = backend.outer(*v6, *length, *tos, label);
+            let chosen = Chosen::of(backend.mode, &outcome.bytes);
+            let mut expected = backend.outer(*v6, *length, *tos, chosen);
             // Ethernet padding stays where it was: receivers go by the IP header's length.
             expected.extend(&case.frame[*l2_length..]);
             ensure!(
@@ -166,8 +177,8 @@ fn check(case: &Case, outcome: &Outcome) -> Result<()> {
                 "{expected:x?}\nexpected, got\n{:x?}",
                 outcome.bytes
             );
-            if backend.mode == Mode::V4 {
-                let sum = internet_checksum(&outcome.bytes[ETHERNET..ETHERNET + 20]);
+            if let Some(header) = backend.mode.outer_ipv4() {
+                let sum = internet_checksum(&outcome.bytes[header]);
                 ensure!(
                     sum == 0,
                     "the outer header's checksum is wrong: it sums to {sum:#x}"
@@ -193,16 +204,6 @@ fn check(case: &Case, outcome: &Outcome) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The outer flow label, which is the hash's: only its constancy within a flow is promised (see `flows`).
-pub fn outer_label(mode: Mode, frame: &[u8]) -> u32 {
-    match mode {
-        Mode::V6 if frame.len() >= 18 => {
-            u32::from_be_bytes([0, frame[15] & 0x0f, frame[16], frame[17]])
-        }
-        _ => 0,
-    }
 }
 
 /// The builder is only worth something if somebody else finds its packets right, checksums included.

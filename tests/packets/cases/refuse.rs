@@ -2,7 +2,7 @@
 
 use lb_common::reason::Reason;
 
-use super::{Case, drop, good};
+use super::{Case, drop, good, through_gue};
 use crate::frame::{At, Extension, Frame, QINQ, VLAN};
 use crate::world::{ANY4, BROKEN4, BROKEN6, TINY_MTU, WEB4, WEB6, backend_of, broken};
 
@@ -282,7 +282,7 @@ fn extension_headers() -> Vec<Case> {
 
 fn too_big() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (name, frame, backend) in good() {
+    for (name, frame, backend) in good().into_iter().chain(through_gue()) {
         let backend = backend_of(backend);
         let length = usize::from(backend.mtu) - backend.overhead() + 1;
         let frame = frame.ip_length(length);
@@ -302,6 +302,8 @@ fn too_big() -> Vec<Case> {
     let v4 = Frame::tcp(BROKEN4, broken::TINY_IPIP).ip_length(tiny - 20);
     let v6 = Frame::udp(BROKEN6, broken::TINY_IPIP).ip_length(tiny - 40);
     let l2 = Frame::tcp(BROKEN4, broken::TINY_L2).ip_length(tiny);
+    let gue4 = Frame::tcp(BROKEN4, broken::TINY_GUE).ip_length(tiny - 32);
+    let gue6 = Frame::udp(BROKEN6, broken::TINY_GUE).ip_length(tiny - 52);
     cases.push(drop(
         "v4 in v4, one byte more than a tiny MTU",
         v4.bytes(),
@@ -310,6 +312,16 @@ fn too_big() -> Vec<Case> {
     cases.push(drop(
         "v6 in v6, one byte more than a tiny MTU",
         v6.bytes(),
+        Reason::TooBig,
+    ));
+    cases.push(drop(
+        "v4 in gue4, one byte more than a tiny MTU",
+        gue4.bytes(),
+        Reason::TooBig,
+    ));
+    cases.push(drop(
+        "v6 in gue6, one byte more than a tiny MTU",
+        gue6.bytes(),
         Reason::TooBig,
     ));
     cases.push(drop(

@@ -1,10 +1,13 @@
 //! The golden tunnel packets.
 
+mod gue;
+
 use lb_common::decap::Decapped;
 
 use crate::cases::good;
 use crate::frame::{ETHERNET, Extension, Frame, QINQ, VLAN};
-use crate::world::{Backend, Mode, Via};
+use crate::outer::{Chosen, Mode};
+use crate::world::{Backend, Via};
 
 pub struct Case {
     pub name: String,
@@ -31,7 +34,10 @@ fn tunnel(mode: Mode, id: u32, inner: &Frame) -> Vec<u8> {
         inner.v6(),
         inner.packet_length(),
         inner.type_of_service(),
-        0x54321,
+        Chosen {
+            flow_label: 0x54321,
+            source_port: 50_000,
+        },
     );
     frame.extend(&inner.bytes()[inner.l2_length()..]);
     frame
@@ -44,6 +50,7 @@ fn patched(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
 
 pub fn golden() -> Vec<Case> {
     let mut cases = combinations();
+    cases.extend(gue::golden());
     let mut add = |name: &str, frame: Vec<u8>, expect| {
         cases.push(Case {
             name: name.into(),
@@ -262,7 +269,10 @@ pub fn restricted() -> Vec<Case> {
     let in_v4 = tunnel(Mode::V4, OURS, &inner);
     let in_v6 = tunnel(Mode::V6, OURS, &inner);
     let other = Decapped::NotAllowed;
+    let gue = tunnel(Mode::Gue4, OURS, &inner);
     [
+        ("listed source, gue4", gue.clone(), Decapped::Done),
+        ("strange source, gue4", patched(gue, 12, &STRANGER), other),
         ("listed source, v4", in_v4.clone(), Decapped::Done),
         ("listed source, v6", in_v6.clone(), Decapped::Done),
         (
@@ -307,7 +317,12 @@ fn mapped(v4: &[u8]) -> Vec<u8> {
 /// All four combinations of families, for us and for somebody else.
 fn combinations() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (outer, mode) in [("v4", Mode::V4), ("v6", Mode::V6)] {
+    for (outer, mode) in [
+        ("v4", Mode::V4),
+        ("v6", Mode::V6),
+        ("gue4", Mode::Gue4),
+        ("gue6", Mode::Gue6),
+    ] {
         for (name, inner, _) in good() {
             let mut add = |what: &str, id, inner: &Frame, expect| {
                 let name = format!("{name} in {outer}{what}");

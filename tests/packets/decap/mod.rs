@@ -18,9 +18,10 @@ use libtest_mimic::Trial;
 
 use self::cases::{golden, restricted};
 use crate::cases::{Expect, all};
-use crate::frame::ETHERNET;
+use crate::frame::{ETHERNET, UDP};
+use crate::outer::Mode;
 use crate::run::{Action, Kernel, Native, Run, test_run};
-use crate::world::{BACKENDS, INGRESS, Mode, SOURCE4, SOURCE6, backend_of};
+use crate::world::{BACKENDS, INGRESS, SOURCE4, SOURCE6, backend_of};
 use crate::{kernel, native};
 
 pub fn trials() -> Vec<Trial> {
@@ -199,13 +200,19 @@ fn check(frame: &[u8], expect: Decapped, (result, bytes): Outcome) -> Result<()>
     Ok(())
 }
 
-/// The frame without its outer IP header.
-fn stripped(frame: &[u8]) -> Vec<u8> {
-    let outer = if frame[12..14] == [0x08, 0x00] {
-        20
+/// Bytes of a tunnel packet's outer headers, Ethernet excluded.
+fn outer_length(frame: &[u8]) -> usize {
+    let (ip, protocol) = if frame[12..14] == [0x08, 0x00] {
+        (20, frame[ETHERNET + 9])
     } else {
-        40
+        (40, frame[ETHERNET + 6])
     };
+    if protocol == UDP { ip + 12 } else { ip }
+}
+
+/// The frame without its outer headers.
+fn stripped(frame: &[u8]) -> Vec<u8> {
+    let outer = outer_length(frame);
     let inner = &frame[ETHERNET + outer..];
     let mut bytes = frame[..12].to_vec();
     bytes.extend(if inner[0] >> 4 == 6 {
@@ -247,7 +254,7 @@ fn round_trip(balancer: &mut dyn Run, decap: fn(&[u8]) -> Result<Outcome>) -> Re
         );
     }
     ensure!(
-        tunnels >= 80,
+        tunnels >= 120,
         "only {tunnels} golden packets went through a tunnel"
     );
     Ok(())
