@@ -76,6 +76,8 @@ impl fmt::Display for ServiceKey {
 pub enum Forward {
     /// IP in IP: 4in4, 6in4, 4in6 or 6in6, by the families of client and backend.
     Ipip,
+    /// The same outer IP header, then UDP and GUE: routers and network cards spread it by its ports.
+    Gue,
     /// Only the Ethernet addresses are rewritten; the backend shares a link with the balancer.
     L2,
 }

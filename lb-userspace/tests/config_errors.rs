@@ -357,7 +357,7 @@ fn a_service_as_json_obeys_the_same_rules() {
     let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
     let expected = [
         "service.vip = \"203.0.113.10\": has no port; write \"203.0.113.10:80\", or \"203.0.113.10:*\" for every port",
-        "service.forward = null: null where a string is needed; write \"ipip\" or \"l2\"",
+        "service.forward = null: null where a string is needed; write \"ipip\", \"gue\" or \"l2\"",
         "service.backend #2.weight = true: a boolean where an integer is needed; write a number from 0 to 1000",
         "service.backend #2.address = \"10.0.0.11\": is a backend of this service already; remove one, or use weight to give it a larger share",
         "service.health.intervall: unknown key; did you mean `interval`? Known keys are kind, path, host, expect, port, interval, timeout, rise, fall",

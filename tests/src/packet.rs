@@ -15,6 +15,10 @@ pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_IPV6: u8 = 41;
 
+/// The port that GUE has, and the length of its header without extensions.
+pub const GUE_PORT: u16 = 6_080;
+pub const GUE_HEADER: usize = 4;
+
 /// TCP flag bits.
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
@@ -103,9 +107,17 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// The packet inside an IP-in-IP packet.
+    /// The packet inside an IP-in-IP packet, or inside one of GUE.
     pub fn inner(&self) -> Option<Ip<'a>> {
-        matches!(self.protocol, IPPROTO_IPV4 | IPPROTO_IPV6).then(|| Ip::parse(self.payload))?
+        match self.protocol {
+            IPPROTO_IPV4 | IPPROTO_IPV6 => Ip::parse(self.payload),
+            IPPROTO_UDP if be16(self.payload, 2)? == GUE_PORT => {
+                let (header, inner) = self.payload.get(8..)?.split_at_checked(GUE_HEADER)?;
+                matches!(header, [0, IPPROTO_IPV4 | IPPROTO_IPV6, 0, 0])
+                    .then(|| Ip::parse(inner))?
+            }
+            _ => None,
+        }
     }
 
     /// Source and destination port of TCP or UDP.

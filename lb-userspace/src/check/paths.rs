@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use lb_common::gue;
+
 use super::Finding;
 use crate::model::{Forward, NodeSpec, ServiceSpec, XdpMode};
 use crate::netlink::{Interface, NextHop, NextHopState, XdpTransmit};
@@ -156,10 +158,12 @@ fn too_small(
     attached: &[String],
     present: &[Interface],
 ) -> Option<(String, u32, u32)> {
-    if service.forward != Forward::Ipip {
-        return None;
-    }
-    let overhead = if backend.is_ipv4() { 20 } else { 40 };
+    let behind_ip = match service.forward {
+        Forward::Ipip => 0,
+        Forward::Gue => gue::LENGTH as u32,
+        Forward::L2 => return None,
+    };
+    let overhead = behind_ip + if backend.is_ipv4() { 20 } else { 40 };
     // No client's packet is larger than the interface by which it comes.
     let ingress = present
         .iter()
@@ -288,6 +292,20 @@ mod tests {
             "40 bytes do not fit into 20"
         );
         assert_eq!(judge(&v6, &way("eth0", 1540, true)).len(), 1);
+        // UDP and GUE behind the outer IP header.
+        for (backend, mtu, fits) in [("10.0.0.11", 1532, 1499), ("fd00::1", 1552, 1499)] {
+            let gue = service(Forward::Gue, &[backend]);
+            assert_eq!(judge(&gue, &way("eth0", mtu, true)).len(), 1, "{backend}");
+            let findings = judge(&gue, &way("eth0", mtu - 1, true));
+            let [_, complaint] = findings.as_slice() else {
+                panic!("{backend}: {findings:?}")
+            };
+            assert!(
+                complaint.found.contains(&format!("above {fits} bytes"))
+                    && complaint.mend.contains(&format!("mtu {mtu}")),
+                "{complaint:?}"
+            );
+        }
         assert_eq!(
             judge(
                 &service(Forward::L2, &["10.0.0.11"]),

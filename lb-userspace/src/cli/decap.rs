@@ -1,4 +1,4 @@
-//! `sluice decap`: what a backend runs to take `ipip` packets apart.
+//! `sluice decap`: what a backend runs to take `ipip` and `gue` packets apart.
 
 use std::net::IpAddr;
 
@@ -8,10 +8,10 @@ use super::{Failure, address, log, wait};
 use crate::dataplane;
 use crate::model::XdpMode;
 
-/// On a backend: take the outer header off packets from the balancers
+/// On a backend: take the outer headers off packets from the balancers
 ///
-/// Runs until SIGTERM or SIGINT, then detaches. For backends whose kernel has no ipip or ip6tnl device, or that
-/// want the work done in XDP. The VIP must be on the backend's loopback: `ip address add 203.0.113.10/32 dev lo`.
+/// Runs until SIGTERM or SIGINT, then detaches. For backends whose kernel has no ipip, ip6tnl or fou module, or that
+/// want the work done in XDP. Takes IP in IP and, on UDP port 6080, GUE. The VIP must be on the backend's loopback: `ip address add 203.0.113.10/32 dev lo`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -68,8 +68,8 @@ struct AddArgs {
     /// The protocol, when it does not stand in the VIP
     #[arg(long, value_parser = ["tcp", "udp"])]
     protocol: Option<String>,
-    /// How packets travel to the backends: in an outer IP header, or with new Ethernet addresses only
-    #[arg(long, value_parser = ["ipip", "l2"])]
+    /// How packets travel to the backends: in an outer IP header, in IP, UDP and GUE, or with new Ethernet addresses only
+    #[arg(long, value_parser = ["ipip", "gue", "l2"])]
     forward: Option<String>,
     /// What is hashed: connections one by one, or all of a client alike
     #[arg(long, value_parser = ["5-tuple", "client-ip"])]

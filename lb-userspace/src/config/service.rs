@@ -72,8 +72,12 @@ pub(super) fn declared(node: &Node, path: String, problems: &mut Problems) -> De
     let forward = section
         .field("forward")
         .and_then(|field| {
-            let known = [("ipip", Forward::Ipip), ("l2", Forward::L2)];
-            field.choice(&known, &["gue", "nat"], problems)
+            let known = [
+                ("ipip", Forward::Ipip),
+                ("gue", Forward::Gue),
+                ("l2", Forward::L2),
+            ];
+            field.choice(&known, &["nat"], problems)
         })
         .unwrap_or(Forward::Ipip);
     let affinity = section

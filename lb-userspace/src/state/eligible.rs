@@ -96,13 +96,18 @@ pub fn route(
             hop.interface
         )),
         Forward::L2 => Ok(Route::l2(&way, v6)),
-        Forward::Ipip => {
+        Forward::Ipip | Forward::Gue => {
             let configured = node
                 .source
                 .iter()
                 .find(|source| source.is_ipv4() == address.is_ipv4());
             let source = configured.copied().unwrap_or(hop.source);
-            Route::ipip(&way, v6, source, address).ok_or_else(|| {
+            let route = if service.forward == Forward::Gue {
+                Route::gue(&way, v6, source, address)
+            } else {
+                Route::ipip(&way, v6, source, address)
+            };
+            route.ok_or_else(|| {
                 format!("no source address of the family of {address}: set node.source")
             })
         }

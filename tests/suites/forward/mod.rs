@@ -9,7 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::capture::SETTLE;
 use lab::client::set_tos;
 use lab::config::{File, Service};
-use lab::packet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_IPV4, IPPROTO_IPV6, checksum};
+use lab::packet::{
+    self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, GUE_HEADER, GUE_PORT, IPPROTO_IPV4, IPPROTO_IPV6,
+    IPPROTO_UDP, checksum,
+};
 use lab::{Capture, Daemon, Direction, Family, Frame, Lab, address, mac, wait_until};
 use lb_userspace::model::XdpMode;
 
@@ -23,16 +26,21 @@ pub fn add(suites: &mut Suites) {
     for client in Family::BOTH {
         for backend in Family::BOTH {
             for protocol in ["tcp", "udp"] {
-                let name = format!("{}in{}_{protocol}", client.digit(), backend.digit());
-                suites.case("forward", name, move || {
-                    Case {
-                        client,
-                        backend,
-                        protocol,
-                        ..IPIP
-                    }
-                    .run()
-                });
+                for forward in ["ipip", "gue"] {
+                    let through = if forward == "gue" { "gue_" } else { "" };
+                    let families = format!("{}in{}", client.digit(), backend.digit());
+                    let name = format!("{through}{families}_{protocol}");
+                    suites.case("forward", name, move || {
+                        Case {
+                            client,
+                            backend,
+                            protocol,
+                            forward,
+                            ..IPIP
+                        }
+                        .run()
+                    });
+                }
             }
         }
         for protocol in ["tcp", "udp"] {
@@ -51,6 +59,14 @@ pub fn add(suites: &mut Suites) {
     }
     suites.case("forward", "generic_mode", || {
         Case {
+            xdp_mode: "generic",
+            ..IPIP
+        }
+        .run()
+    });
+    suites.case("forward", "gue_generic_mode", || {
+        Case {
+            forward: "gue",
             xdp_mode: "generic",
             ..IPIP
         }
@@ -201,15 +217,15 @@ impl Case {
             );
             return Ok(());
         }
-        let outer_length = match self.backend {
-            Family::V4 => 20,
-            Family::V6 => 40,
-        };
         let header = outer_header(self, delivered.bytes, delivered.tos, ethernet.payload)?;
+        let outer_length = header.len();
+        let seen = ethernet
+            .payload
+            .get(..outer_length)
+            .context("a cut outer header")?;
         ensure!(
-            ethernet.payload[..outer_length] == header,
-            "outer header\n     is {:02x?}\nmust be {header:02x?}",
-            &ethernet.payload[..outer_length]
+            seen == header,
+            "outer header\n     is {seen:02x?}\nmust be {header:02x?}"
         );
         ensure!(
             &ethernet.payload[outer_length..] == delivered.bytes,
@@ -229,18 +245,25 @@ impl Case {
     }
 }
 
-/// The header that must stand before `inner`. What a sender may choose freely (IPv4 identification, IPv6 flow label)
-/// is taken from `seen`.
+/// The header that must stand before `inner`. What a sender may choose freely (IPv4 identification, IPv6 flow label, of GUE a
+/// dynamic UDP source port) is taken from `seen`.
 fn outer_header(case: Case, inner: &[u8], tos: u8, seen: &[u8]) -> Result<Vec<u8>> {
-    let protocol = if case.client == Family::V4 {
+    let inner_protocol = if case.client == Family::V4 {
         IPPROTO_IPV4
     } else {
         IPPROTO_IPV6
     };
+    let (protocol, behind) = if case.forward == "gue" {
+        let gue = gue_header(case, inner_protocol, inner.len(), seen)?;
+        (IPPROTO_UDP, gue)
+    } else {
+        (inner_protocol, Vec::new())
+    };
+    let payload = [&behind, inner].concat();
     let (source, destination) = (case.backend.balancer(), case.backend.backend(1));
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut header = packet::ipv4(source, destination, protocol, &[], inner);
+            let mut header = packet::ipv4(source, destination, protocol, &[], &payload);
             header.truncate(20);
             header[1] = tos;
             header[4..6].copy_from_slice(seen.get(4..6).context("a cut outer header")?);
@@ -248,19 +271,37 @@ fn outer_header(case: Case, inner: &[u8], tos: u8, seen: &[u8]) -> Result<Vec<u8
             header[10..12].copy_from_slice(&[0, 0]);
             let sum = checksum(&header);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
+            header.extend(behind);
             Ok(header)
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let mut header = packet::ipv6(source, destination, protocol, inner);
+            let mut header = packet::ipv6(source, destination, protocol, &payload);
             header.truncate(40);
             let label = seen.get(1..4).context("a cut outer header")?;
             header[0] = 0x60 | tos >> 4;
             header[1] = tos << 4 | label[0] & 0x0f;
             header[2..4].copy_from_slice(&label[1..]);
+            header.extend(behind);
             Ok(header)
         }
         _ => bail!("source and destination are of different families"),
     }
+}
+
+/// The headers of UDP and GUE that must stand before an inner packet of this length.
+fn gue_header(case: Case, protocol: u8, inner: usize, seen: &[u8]) -> Result<Vec<u8>> {
+    let udp = match case.backend {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    let port = seen.get(udp..udp + 2).context("a cut outer header")?;
+    ensure!(port[0] >= 0xc0, "the UDP source port is {port:02x?}");
+    let mut header = port.to_vec();
+    header.extend(GUE_PORT.to_be_bytes());
+    header.extend((8 + GUE_HEADER as u16 + inner as u16).to_be_bytes());
+    header.extend([0, 0]); // no checksum
+    header.extend([0, protocol, 0, 0]);
+    Ok(header)
 }
 
 /// What the router gave the balancer, what the balancer sent to backend 1, and what it must never send: answers.

@@ -1,5 +1,7 @@
 //! Who may get new flows, and why not.
 
+use lb_common::abi::Encap;
+
 use super::*;
 
 #[test]
@@ -58,6 +60,23 @@ fn ipip_needs_a_source_of_the_backends_family() {
     assert_eq!(route.header[26..30], [192, 0, 2, 77]);
     assert_eq!(route.header[30..34], [10, 0, 0, 1]);
     assert_eq!((route.ifindex, route.mtu), (3, 1_500));
+}
+
+#[test]
+fn gue_takes_the_backends_family_and_a_source_of_it() {
+    let mut spec = web();
+    spec.forward = Forward::Gue;
+    let mut state = healthy(&[spec]);
+    let route = state.desired()[0].backends[0].route.unwrap();
+    assert_eq!(route.encap, Encap::Gue4 as u16);
+    assert_eq!(route.header[30..34], [10, 0, 0, 1]);
+    let foreign = NextHop {
+        source: ip("2001:db8::1"),
+        ..hop()
+    };
+    state.set_next_hop(ip(A), NextHopState::Resolved(foreign));
+    let why = why_not(&state, "web", A);
+    assert!(why.contains("node.source") && why.contains(A), "{why}");
 }
 
 #[test]
