@@ -120,7 +120,7 @@ impl Case {
         })
     }
 
-    fn daemon(self, lab: &Lab) -> Result<Daemon<'_>> {
+    fn file(self) -> File {
         let vip = self.client.vip_port(ECHO);
         let backends = [self.backend.backend(1)];
         let service = match self.protocol {
@@ -129,7 +129,11 @@ impl Case {
         };
         let mut file = File::new(vec![service.forward(self.forward)]);
         file.xdp_mode = self.xdp_mode;
-        Daemon::start(lab, &file)
+        file
+    }
+
+    fn daemon(self, lab: &Lab) -> Result<Daemon<'_>> {
+        Daemon::start(lab, &self.file())
     }
 
     fn run(self) -> Result<()> {

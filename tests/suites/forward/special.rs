@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::capture::SETTLE;
-use lab::packet::{self, ETHERTYPE_IPV4, IPPROTO_UDP};
+use lab::packet::{self, ETHERTYPE_IPV4, IPPROTO_IPV4, IPPROTO_UDP};
 use lab::{Capture, Direction, address, interface, mac, wait_until};
 
 use super::{Captures, Case, IPIP};
@@ -13,6 +13,43 @@ pub fn add(suites: &mut Suites) {
     suites.case("forward", "ipv4_options_stay", ipv4_options);
     suites.case("forward", "too_big_is_never_sent", too_big);
     suites.case("forward", "vlan_tagged_client_packet", vlan_tagged);
+    suites.case("forward", "a_connection_goes_on_through_gue", change_to_gue);
+}
+
+/// A reload that changes how packets travel is nobody's loss: the same connection, to the same backend, in another header.
+fn change_to_gue() -> Result<()> {
+    let lab = IPIP.laboratory()?;
+    let daemon = IPIP.daemon(&lab)?;
+    let mut connection = lab.client().connect(IPIP.client.vip_port(ECHO))?;
+    for forward in ["ipip", "gue", "ipip"] {
+        daemon.write_config(&Case { forward, ..IPIP }.file())?;
+        daemon.reload()?;
+        let sent = Capture::start(lab.router(), "b1", Direction::Out, carries_client_packet)?;
+        for line in ["first", "second"] {
+            connection
+                .exchange(line)
+                .with_context(|| format!("through {forward}"))?;
+        }
+        let sent = sent.stop()?;
+        ensure!(sent.len() >= 2, "{forward}: {} packets", sent.len());
+        let protocol = if forward == "gue" {
+            IPPROTO_UDP
+        } else {
+            IPPROTO_IPV4
+        };
+        for frame in &sent {
+            let outer = frame.ethernet().and_then(|frame| frame.ip());
+            let seen = outer.map(|outer| outer.protocol);
+            ensure!(seen == Some(protocol), "{forward}: outer protocol {seen:?}");
+        }
+        let service = daemon.service("echo")?;
+        ensure!(
+            service.summary.forward.to_string() == forward,
+            "the service says {}",
+            service.summary.forward
+        );
+    }
+    Ok(())
 }
 
 fn ipv4_options() -> Result<()> {
