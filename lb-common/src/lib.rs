@@ -18,6 +18,7 @@ pub mod encap;
 pub mod event;
 pub mod flow;
 pub mod hash;
+pub mod icmp;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;
 pub mod packet;
