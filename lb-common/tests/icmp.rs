@@ -1,12 +1,16 @@
-//! Answers to echo requests, for every id, sequence number and length: what a receiver checks must hold.
+//! Answers to echo requests, for every id, sequence number and length: what a receiver checks must hold. And errors about flows whose
+//! slot is in change: they go where the flow goes, and leave no trace.
 
 use std::net::IpAddr;
 
-use lb_common::abi::ServiceEntry;
+use lb_common::abi::{Backend, Route, ServiceEntry};
+use lb_common::encap::Way;
 use lb_common::native::{MemoryFrame, MemoryTables};
 use lb_common::process::{Verdict, process};
 use lb_common::reason::Reason;
-use lb_common::service::{Echo, VipNote, vip_bit};
+use lb_common::service::{Echo, Service, ServiceTuple, VipNote, vip_bit};
+use lb_common::slot::{Mode, SlotWord};
+use lb_common::track::{Head, Status, TableWord};
 
 const VIP4: [u8; 4] = [203, 0, 113, 10];
 const CLIENT4: [u8; 4] = [198, 51, 100, 7];
@@ -157,4 +161,102 @@ fn a_wrong_checksum_stays_wrong() {
         process(&mut frame, &tables);
         assert_ne!(sum(&[&frame.bytes()[ETHERNET + 20..]]), 0xffff);
     }
+}
+
+/// TCP port 80 on the IPv4 VIP; its slots are in change from backend 1 to backend 2.
+fn in_change() -> MemoryTables {
+    let mut tables = MemoryTables::new("icmp", 64, 7, 3);
+    let tuple = ServiceTuple {
+        address: IpAddr::from(VIP4).into(),
+        port: 80_u16.to_be(),
+        protocol: 6,
+    };
+    let service = Service {
+        number: 1,
+        client_affinity: false,
+        first_slot: 0,
+        slots: 7,
+        flow_idle: 70,
+    };
+    let note = VipNote::new(vip_bit(6), Echo::Reply);
+    assert!(tables.set_services(&[
+        ServiceEntry::service(&tuple, service),
+        ServiceEntry::vip(tuple.address, note),
+    ]));
+    tables.slots.fill(SlotWord::new(Mode::Learn, 2, 1, false));
+    let way = Way {
+        ifindex: 1,
+        mtu: 1_500,
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+    };
+    for (id, status) in [(1, Status::Draining), (2, Status::Active)] {
+        tables.backends[id] = Backend {
+            head: Head::new(1, status, 0).0,
+            table: TableWord::new(0, 7, 70).0,
+            routes: [Route::l2(&way, false), Route::NONE],
+        };
+    }
+    tables
+}
+
+fn ip_v4(protocol: u8, source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let [high, low] = (20 + payload.len() as u16).to_be_bytes();
+    let mut packet = vec![0x45, 0, high, low, 0, 0, 0x40, 0, 63, protocol, 0, 0];
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend(payload);
+    packet
+}
+
+fn tcp(from: u16, to: u16, flags: u8) -> Vec<u8> {
+    let mut header = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    header.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    header
+}
+
+/// The backend, and whether the packet counts as an opener.
+fn sent(tables: &MemoryTables, packet: &[u8]) -> (u32, bool) {
+    let mut frame = [[4; 6], [2; 6]].concat();
+    frame.extend([8, 0]);
+    frame.extend(packet);
+    match process(&mut MemoryFrame::new(&frame, 1), tables) {
+        Verdict::Forward(forwarded) => (forwarded.backend, forwarded.opener),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn errors_read_the_flow_table_and_do_not_write_it() {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    let tables = in_change();
+    let error = |port| {
+        let quoted = ip_v4(6, VIP4, CLIENT4, &tcp(80, port, ACK));
+        let message = [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted[..28]].concat();
+        ip_v4(1, [192, 0, 2, 254], VIP4, &message)
+    };
+    let entries = || -> Vec<u64> {
+        let words = tables.flows.iter().flatten();
+        words.map(std::cell::Cell::get).collect()
+    };
+    let empty = entries();
+    // Of flows that are not remembered: where those go, and not remembered for it.
+    for port in 40_000..40_100 {
+        assert_eq!(sent(&tables, &error(port)), (1, false));
+    }
+    assert_eq!(entries(), empty);
+    assert!(tables.losses.iter().all(|loss| loss.get() == 0));
+    // A new connection is pinned to the new backend, and an error about it goes there.
+    for port in 40_000..40_100 {
+        let packet = ip_v4(6, CLIENT4, VIP4, &tcp(port, 80, SYN));
+        assert_eq!(sent(&tables, &packet), (2, true));
+    }
+    let pinned = entries();
+    assert_ne!(pinned, empty);
+    for port in 40_000..40_100 {
+        assert_eq!(sent(&tables, &error(port)), (2, false));
+        assert_eq!(sent(&tables, &error(port + 1_000)), (1, false));
+    }
+    assert_eq!(entries(), pinned);
 }
