@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use libtest_mimic::Trial;
 
-use crate::cases::{good, icmp, outer_label};
+use crate::cases::{errors::error, good, outer_label};
 use crate::frame::{ACK, ETHERNET, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
 use crate::run::{Action, Kernel, Native, Outcome, Run, other};
 use crate::world::{BACKENDS, Backend, INGRESS, MANY4, MANY6, Mode, Via, backend_of};
@@ -133,7 +133,7 @@ fn errors(run: &mut dyn Run) -> Result<()> {
             } else {
                 (MANY4, 3, 20)
             };
-            let error = icmp::error(vip, kind, 4 * (kind & 1), &back.packet()[..header + 8]);
+            let error = error(vip, kind, 4 * (kind & 1), &back.packet()[..header + 8]);
             let (backend, label) = sent(&run.run(&there.bytes())?)?;
             let (other, other_label) = sent(&run.run(&error.bytes())?)?;
             ensure!(

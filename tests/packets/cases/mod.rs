@@ -1,7 +1,8 @@
 //! The golden cases: what goes in, and everything that must come out.
 
+mod echo;
+pub mod errors;
 mod forward;
-pub mod icmp;
 mod pass;
 mod refuse;
 
@@ -85,7 +86,8 @@ pub fn good() -> [(&'static str, Frame, u32); 4] {
 
 pub fn all() -> Vec<Case> {
     let mut cases = forward::cases();
-    cases.extend(icmp::cases());
+    cases.extend(echo::cases());
+    cases.extend(errors::cases());
     cases.extend(pass::cases());
     cases.extend(refuse::cases());
     cases
