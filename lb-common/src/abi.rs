@@ -83,7 +83,7 @@ pub struct ServiceEntry {
     /// Low half: see [`service_flags`]. High half: the service's number.
     pub id: u64,
     /// [`crate::track::TableWord`]; without slots: no backend.
-    /// In a VIP's note: bit set of the protocols that have services ([`crate::service::vip_bit`]).
+    /// In a VIP's note: [`crate::service::VipNote`].
     pub table: u64,
 }
 

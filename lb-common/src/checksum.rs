@@ -21,6 +21,13 @@ pub const fn finish(sum: u32) -> u16 {
     !(folded as u16)
 }
 
+/// RFC 1624, equation 3: the checksum once a 16-bit word that it covers went from `old` to `new`. 0 and 0xffff stand for the same
+/// sum; of the two this gives 0xffff only if nothing that is covered differs from zero.
+#[inline(always)]
+pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
+    finish(!checksum as u32 + !old as u32 + new as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +43,21 @@ mod tests {
     #[test]
     fn odd_length_pads_with_zero() {
         assert_eq!(sum(&[0x12, 0x34, 0x56]), 0x1234 + 0x5600);
+    }
+
+    /// RFC 1624 section 4: a word of 0x5555 becomes 0x3285 in a packet whose checksum is 0xdd2f.
+    #[test]
+    fn update_by_the_example_of_the_rfc() {
+        assert_eq!(update(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn an_update_is_what_summing_anew_gives() {
+        for other in 1..=0xffff_u16 {
+            let of = |word: u16| finish(u32::from(other) + u32::from(word));
+            for (old, new) in [(0x8000, 0x8100), (0x0106, 0x4006), (0xff01, 0x4001)] {
+                assert_eq!(update(of(old), old, new), of(new), "beside {other:#x}");
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod event;
 pub mod flow;
 pub mod gue;
 pub mod hash;
+pub mod icmp;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;
 pub mod packet;

@@ -50,12 +50,20 @@ pub struct Packet {
     pub kind: Kind,
 }
 
+/// An ICMP message; of the message itself nothing has been looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Icmp {
+    /// Bytes in front of the IP header: Ethernet and VLAN tags.
+    pub l2_length: usize,
+    pub network: Network,
+}
+
 /// What stands in the packet.
 #[derive(Clone, Copy, Debug)]
 pub enum Parsed {
     Packet(Packet),
-    /// ICMP or ICMPv6 to this address.
-    Icmp(Address),
+    /// ICMP over IPv4 or ICMPv6 over IPv6.
+    Icmp(Icmp),
     /// Neither for a service nor wrong: `Pass` whatever the destination.
     Other(Reason),
     /// To be refused with this reason if its destination is a VIP of this protocol.
@@ -73,18 +81,20 @@ pub struct Refusal {
 }
 
 /// What the IP header says.
-struct Network {
-    source: Address,
-    destination: Address,
-    protocol: u8,
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
+    pub source: Address,
+    pub destination: Address,
+    pub protocol: u8,
     /// Offset of the transport header in the frame.
-    l4: usize,
+    pub l4: usize,
     /// Offset of the first byte after the IP packet.
-    end: usize,
-    length: u32,
-    tos: u8,
+    pub end: usize,
+    /// Bytes of the IP packet.
+    pub length: u32,
+    pub tos: u8,
     /// A fragment, and whether it is the first one (has the transport header).
-    fragment: Option<bool>,
+    pub fragment: Option<bool>,
 }
 
 /// Ethernet: length of the link header and the protocol behind it.
@@ -128,8 +138,8 @@ pub fn parse<F: Frame>(frame: &F) -> Parsed {
     };
     match network.protocol {
         PROTOCOL_TCP | PROTOCOL_UDP => transport(frame, l2_length, &network),
-        PROTOCOL_ICMP if !network.destination.v6 => Parsed::Icmp(network.destination),
-        PROTOCOL_ICMPV6 if network.destination.v6 => Parsed::Icmp(network.destination),
+        PROTOCOL_ICMP if !network.destination.v6 => Parsed::Icmp(Icmp { l2_length, network }),
+        PROTOCOL_ICMPV6 if network.destination.v6 => Parsed::Icmp(Icmp { l2_length, network }),
         // IPv6: the transport header, if any, is behind options that went with another fragment.
         protocol
             if network.fragment == Some(false)
@@ -220,19 +230,22 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
     if network.end > frame.length() {
         return Err(refuse(Reason::Truncated, destination, None));
     }
-    if !is_extension(network.protocol) {
-        return Ok(network);
+    match extensions(frame, &mut network) {
+        Ok(()) => Ok(network),
+        Err(reason) => Err(refuse(reason, destination, None)),
     }
+}
+
+/// Follows the extension headers from `network.l4` on, so that protocol and offset are those of what is behind them.
+#[inline(always)]
+pub fn extensions<F: Frame>(frame: &F, network: &mut Network) -> Result<(), Reason> {
     // RFC 8200 section 4: each header names the next one; length in units of eight bytes, not counting the first eight.
     for _ in 0..MAX_EXTENSION_HEADERS {
         // Behind a later fragment's header stands the middle of somebody's payload.
         if !is_extension(network.protocol) || network.fragment == Some(false) {
-            return Ok(network);
+            return Ok(());
         }
-        let header =
-            frame
-                .view::<8>(network.l4)
-                .ok_or(refuse(Reason::Truncated, destination, None))?;
+        let header = frame.view::<8>(network.l4).ok_or(Reason::Truncated)?;
         let bytes = if network.protocol == EXT_FRAGMENT {
             // RFC 8200 section 4.5: 13 bits offset, two reserved, M. Offset 0 without M is an "atomic" fragment: whole.
             let field = header.be16::<2>() & 0xfff9;
@@ -246,13 +259,13 @@ fn ipv6<F: Frame>(frame: &F, offset: usize) -> Result<Network, Parsed> {
         network.protocol = header.get::<u8, 0>();
         network.l4 += bytes;
         if network.l4 > network.end {
-            return Err(refuse(Reason::BadHeader, destination, None));
+            return Err(Reason::BadHeader);
         }
     }
     if is_extension(network.protocol) {
-        Err(refuse(Reason::ExtensionHeaders, destination, None))
+        Err(Reason::ExtensionHeaders)
     } else {
-        Ok(network)
+        Ok(())
     }
 }
 

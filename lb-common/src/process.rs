@@ -3,16 +3,19 @@
 //! ```text
 //! parse ─▶ service ─▶ slot ─▶ backend ─▶ size check ─▶ encapsulate ─▶ transmit ─▶ count
 //! ```
+//! An ICMP error goes the way of the packet that it quotes; an echo request is answered at once (`icmp`).
+//!
 //! The service is looked up before anything is refused: traffic that is not ours always passes untouched.
 
 use crate::abi::{Backend, Node, Route, ServiceBucket, control};
 use crate::address::Address;
 use crate::encap::encapsulate;
 use crate::hash;
+use crate::icmp;
 use crate::packet::Frame;
 use crate::parse::{Packet, Parsed, Refusal, destination_port, parse};
 use crate::reason::Reason;
-use crate::service::{Directory, Service, ServiceTuple, find, vip_bit};
+use crate::service::{Directory, Service, ServiceTuple, VipNote, find};
 use crate::slot::{Mode, SlotWord};
 use crate::track::{self, FlowMemory, Head, Kind, Place};
 
@@ -38,11 +41,11 @@ pub trait Tables: FlowMemory {
 }
 
 /// What to do with the frame. After `Forward` it carries its outer header; otherwise it is as it came, but for the reasons
-/// `headroom` and `egress`, whose frames are dropped.
+/// `headroom` and `egress`, whose frames are dropped, and `icmp-echo`, when it is the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Forward(Forwarded),
-    /// Pass or drop, as the reason says.
+    /// Pass, drop or send back, as the reason says.
     Refuse(Reason),
 }
 
@@ -61,19 +64,28 @@ pub struct Forwarded {
 /// Decides on one frame, and encapsulates it when it is to be forwarded.
 #[inline(always)]
 pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Verdict {
-    let forwarded = match parse(frame) {
-        Parsed::Packet(packet) => forward(frame, tables, &packet),
-        Parsed::Icmp(destination) => Err(icmp(tables, destination)),
-        Parsed::Other(reason) => Err(reason),
-        Parsed::Refused(refusal) => Err(refused(tables, &refusal)),
+    let packet = match parse(frame) {
+        Parsed::Packet(packet) => packet,
+        Parsed::Icmp(icmp) => {
+            let Some(note) = vip(tables, icmp.network.destination) else {
+                return Verdict::Refuse(Reason::NotOurs);
+            };
+            match icmp::follow(frame, &icmp, note.echo()) {
+                Ok(packet) => packet,
+                Err(reason) => return Verdict::Refuse(reason),
+            }
+        }
+        Parsed::Other(reason) => return Verdict::Refuse(reason),
+        Parsed::Refused(refusal) => return Verdict::Refuse(refused(tables, &refusal)),
     };
-    match forwarded {
+    // One way for both: the kernel's verifier looks at it once.
+    match forward(frame, tables, &packet) {
         Ok(forwarded) => Verdict::Forward(forwarded),
         Err(reason) => Verdict::Refuse(reason),
     }
 }
 
-/// A whole TCP or UDP packet.
+/// A whole TCP or UDP packet, or an ICMP error about one.
 #[inline(always)]
 fn forward<F: Frame, T: Tables>(
     frame: &mut F,
@@ -88,7 +100,12 @@ fn forward<F: Frame, T: Tables>(
         flow.destination,
         destination_port(flow.ports),
         flow.protocol,
-    )?;
+    )
+    .map_err(|reason| match (reason, packet.kind) {
+        // Its destination is a VIP, that much is known.
+        (Reason::NotOurs, Kind::Icmp) => Reason::IcmpToVip,
+        _ => reason,
+    })?;
     if service.slots == 0 {
         return Err(Reason::NoBackend);
     }
@@ -175,16 +192,6 @@ fn backend<T: Tables>(tables: &T, id: u32, service: u32) -> Result<(u32, &Route)
     Ok((id, if head.route() == 0 { first } else { second }))
 }
 
-/// ICMP is the host's business; that it was for a VIP is worth knowing.
-#[inline(always)]
-fn icmp<T: Tables>(tables: &T, destination: Address) -> Reason {
-    if vip_protocols(tables, destination) != 0 {
-        Reason::IcmpToVip
-    } else {
-        Reason::NotOurs
-    }
-}
-
 /// A packet that cannot be forwarded: dropped if it is for a service of ours, else none of our business.
 #[inline(always)]
 fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
@@ -194,9 +201,9 @@ fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
         }
         // Without a port, the whole VIP is taken for the service; without a protocol, any of its protocols.
         (Some(protocol), None) => {
-            vip_protocols(tables, refusal.destination) & vip_bit(protocol) != 0
+            vip(tables, refusal.destination).is_some_and(|note| note.serves(protocol))
         }
-        (None, _) => vip_protocols(tables, refusal.destination) != 0,
+        (None, _) => vip(tables, refusal.destination).is_some(),
     };
     if ours {
         refusal.reason
@@ -205,16 +212,11 @@ fn refused<T: Tables>(tables: &T, refusal: &Refusal) -> Reason {
     }
 }
 
-/// The protocols (see [`vip_bit`]) that have services at this address; 0: it is no VIP.
+/// What is noted of this address; `None`: it is no VIP.
 #[inline(always)]
-fn vip_protocols<T: Tables>(tables: &T, address: Address) -> u64 {
-    let Some(word) = tables.control(control::SERVICE_TABLE) else {
-        return 0;
-    };
+fn vip<T: Tables>(tables: &T, address: Address) -> Option<VipNote> {
+    let directory = Directory(tables.control(control::SERVICE_TABLE)?);
     let tuple = ServiceTuple::vip(address);
-    let index = Directory(word).bucket(&tables.node(), &tuple);
-    tables
-        .service_bucket(index)
-        .and_then(|bucket| find(bucket, &tuple))
-        .map_or(0, |entry| entry.table)
+    let bucket = tables.service_bucket(directory.bucket(&tables.node(), &tuple))?;
+    find(bucket, &tuple).map(|entry| VipNote(entry.table))
 }

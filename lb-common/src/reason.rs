@@ -1,4 +1,4 @@
-//! Why a packet was not forwarded. One list: counters, metrics and `status` all read it.
+//! What became of a packet that was not forwarded, and why. One list: counters, metrics and `status` all read it.
 
 /// What happens to a packet that is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -6,6 +6,8 @@ pub enum Fate {
     /// Handed untouched to this host's network stack.
     Pass,
     Drop,
+    /// Answered: the frame goes back where it came from, as the answer.
+    Reply,
 }
 
 impl Fate {
@@ -13,6 +15,7 @@ impl Fate {
         match self {
             Self::Pass => "pass",
             Self::Drop => "drop",
+            Self::Reply => "reply",
         }
     }
 }
@@ -51,7 +54,7 @@ reasons! {
     1 ShortFrame Pass "short-frame" "Too short to hold an Ethernet and an IP header."
     2 VlanDepth Pass "vlan-depth" "More than two VLAN tags."
     3 NotOurs Pass "not-ours" "No service has this address, port and protocol."
-    4 IcmpToVip Pass "icmp-to-vip" "ICMP to a VIP, handed to the host's stack."
+    4 IcmpToVip Pass "icmp-to-vip" "ICMP to a VIP, neither answered nor about a flow of a service: handed to the host's stack."
     5 Truncated Drop "truncated" "To a VIP, but shorter than its headers say."
     6 BadHeader Drop "bad-header" "To a VIP, with an IP, TCP or UDP header that contradicts itself."
     7 Fragment Drop "fragment" "A fragment to a VIP: without the transport header its flow is unknown."
@@ -64,6 +67,8 @@ reasons! {
     14 Egress Drop "egress" "The egress interface is not in the device map."
     15 ServiceTable Drop "service-table" "The lookup table of the service is out of bounds (should never happen)."
     16 Settling Drop "settling" "Opens a connection that could not be remembered while its slot settles; the client sends it again."
+    17 IcmpEcho Reply "icmp-echo" "An ICMP echo request (ping) to a VIP, answered."
+    18 IcmpEchoOff Drop "icmp-echo-off" "An ICMP echo request (ping) to a VIP, and icmp_echo = \"drop\"."
 }
 
 /// Room for reasons in the counter map.

@@ -45,6 +45,63 @@ pub struct Service {
     pub flow_idle: u16,
 }
 
+/// What a VIP's note says: the protocols that have services at this address, and what happens to its echo requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipNote(pub u64);
+
+impl VipNote {
+    /// `protocols`: see [`vip_bit`].
+    pub const fn new(protocols: u64, echo: Echo) -> Self {
+        Self(protocols | ((echo as u64) << 8))
+    }
+
+    #[inline(always)]
+    pub const fn serves(self, protocol: u8) -> bool {
+        self.0 & vip_bit(protocol) != 0
+    }
+
+    #[inline(always)]
+    pub const fn echo(self) -> Echo {
+        Echo::from_bits(self.0 >> 8)
+    }
+}
+
+/// What happens to ICMP echo requests to a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Echo {
+    /// Handed to the host's stack.
+    Pass = 0,
+    /// Answered.
+    #[default]
+    Reply = 1,
+    Drop = 2,
+}
+
+impl Echo {
+    pub const ALL: [Self; 3] = [Self::Reply, Self::Pass, Self::Drop];
+
+    /// From the low two bits.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        match bits & 3 {
+            1 => Self::Reply,
+            2 => Self::Drop,
+            // Also in notes of daemons that knew nothing of echo.
+            _ => Self::Pass,
+        }
+    }
+
+    /// As in `sluice.toml`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Reply => "reply",
+            Self::Drop => "drop",
+        }
+    }
+}
+
 /// Bit of a protocol in a VIP's note.
 #[inline(always)]
 pub const fn vip_bit(protocol: u8) -> u64 {
@@ -138,12 +195,12 @@ impl ServiceEntry {
         }
     }
 
-    /// The note that `address` is a VIP of services with these protocols.
-    pub fn vip(address: Address, protocols: u64) -> Self {
+    /// The note that `address` is a VIP.
+    pub fn vip(address: Address, note: VipNote) -> Self {
         Self {
             address: address.words,
             id: u64::from(ServiceTuple::vip(address).key()),
-            table: protocols,
+            table: note.0,
         }
     }
 
@@ -267,7 +324,7 @@ mod tests {
                 (0..2).flat_map(|n| (0..=255).map(move |host| (third + n * step, host)))
             {
                 let address = Address::from(IpAddr::from([203, 0, network as u8, host as u8]));
-                entries.push(ServiceEntry::vip(address, 3));
+                entries.push(ServiceEntry::vip(address, VipNote(3)));
                 for protocol in [6, 17] {
                     let tuple = ServiceTuple {
                         address,
@@ -302,7 +359,7 @@ mod tests {
             ..Node::default()
         };
         let entries: Vec<_> = (0..3_u8)
-            .map(|i| ServiceEntry::vip(Address::from(IpAddr::from([192, 0, 2, i])), 1))
+            .map(|i| ServiceEntry::vip(Address::from(IpAddr::from([192, 0, 2, i])), VipNote(1)))
             .collect();
         let mut buckets = [ServiceBucket::default(); 1];
         assert!(place(&entries, 0, &node, &mut buckets).is_none());

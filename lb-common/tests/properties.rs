@@ -12,7 +12,7 @@ use lb_common::encap::Way;
 use lb_common::native::{MemoryFrame, MemoryTables};
 use lb_common::process::{Tables as _, Verdict, process};
 use lb_common::reason::{Fate, Reason};
-use lb_common::service::{Service, ServiceTuple, find, place, vip_bit};
+use lb_common::service::{Echo, Service, ServiceTuple, VipNote, find, place, vip_bit};
 use lb_common::slot::SlotWord;
 use lb_common::track::{Head, Status};
 use proptest::collection::{self, btree_set};
@@ -101,7 +101,10 @@ fn world(outer: Outer) -> MemoryTables {
         };
     }
     for vip in [VIP4, VIP6] {
-        entries.push(ServiceEntry::vip(vip.into(), vip_bit(TCP) | vip_bit(UDP)));
+        entries.push(ServiceEntry::vip(
+            vip.into(),
+            VipNote::new(vip_bit(TCP) | vip_bit(UDP), Echo::Reply),
+        ));
     }
     assert!(tables.set_services(&entries), "the table has room");
     tables
@@ -282,7 +285,9 @@ fn rules(outer: Outer, bytes: &[u8]) -> Result<(), TestCaseError> {
                 reason.fate() == Fate::Pass || to_a_vip(bytes),
                 "{reason:?}, but for no service"
             );
-            prop_assert_eq!(frame.bytes(), bytes);
+            if reason.fate() != Fate::Reply {
+                prop_assert_eq!(frame.bytes(), bytes);
+            }
             prop_assert_eq!(counted, 0);
         }
     }
@@ -421,7 +426,7 @@ proptest! {
         let mut entries: Vec<_> =
             expected.iter().map(|(tuple, service)| ServiceEntry::service(&key(tuple), *service)).collect();
         let vips: BTreeSet<IpAddr> = present.iter().map(|(ip, ..)| *ip).collect();
-        entries.extend(vips.iter().map(|vip| ServiceEntry::vip(Address::from(*vip), 1)));
+        entries.extend(vips.iter().map(|vip| ServiceEntry::vip(Address::from(*vip), VipNote(1))));
         let mut buckets = vec![ServiceBucket::default(); 8_192];
         let directory = place(&entries, half, &node, &mut buckets).expect("a seed for a table this empty");
         prop_assert_eq!(directory.half(), half);

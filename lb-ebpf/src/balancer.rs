@@ -17,6 +17,8 @@ fn main() {}
 
 #[cfg(target_arch = "bpf")]
 mod frame;
+#[cfg(target_arch = "bpf")]
+mod message;
 
 #[cfg(target_arch = "bpf")]
 mod program {
@@ -41,7 +43,7 @@ mod program {
         FlowBucket, FlowMemory, Head, Kind, Place, TableWord, choose, rank, search, victim,
     };
 
-    use crate::frame::XdpFrame;
+    use crate::message::Ingress;
 
     /// BPF_F_MMAPABLE: the daemon reads and writes the array's memory directly.
     const MMAPABLE: u32 = 1 << 10;
@@ -88,7 +90,7 @@ mod program {
         // A call that the compiler may not leave out: harmless, and another program.
         #[cfg(feature = "rebuilt")]
         cpu();
-        let mut frame = XdpFrame::new(ctx);
+        let mut frame = Ingress::new(ctx);
         match process(&mut frame, &Maps) {
             Verdict::Forward(forwarded) => transmit(&frame, &forwarded),
             Verdict::Refuse(reason) => refuse(&frame, reason),
@@ -97,7 +99,7 @@ mod program {
 
     /// Out by the interface it came in by, or by another one.
     #[inline(always)]
-    fn transmit(frame: &XdpFrame, forwarded: &Forwarded) -> u32 {
+    fn transmit(frame: &Ingress, forwarded: &Forwarded) -> u32 {
         let action = if forwarded.ifindex == frame.ingress() {
             XDP_TX
         } else {
@@ -112,7 +114,7 @@ mod program {
     }
 
     #[inline(always)]
-    fn refuse(frame: &XdpFrame, reason: Reason) -> u32 {
+    fn refuse(frame: &Ingress, reason: Reason) -> u32 {
         let index = cpu().wrapping_mul(REASONS).wrapping_add(reason as u32);
         let mut count = 0_u64;
         if let Some(counter) = REASON_COUNTERS.get_ptr_mut(index) {
@@ -142,6 +144,7 @@ mod program {
         match reason.fate() {
             Fate::Pass => XDP_PASS,
             Fate::Drop => XDP_DROP,
+            Fate::Reply => XDP_TX,
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lb_common::service::Echo;
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol of a service.
@@ -305,6 +306,8 @@ pub struct NodeSpec {
     pub pin: PathBuf,
     /// Directory for what must survive a restart.
     pub state: PathBuf,
+    /// What happens to ICMP echo requests to a VIP.
+    pub icmp_echo: Echo,
 }
 
 /// A whole, checked `sluice.toml`.

@@ -120,6 +120,7 @@ fn the_example_of_the_contract_is_understood() {
             hash_seed: Some("correct horse battery staple".into()),
             pin: "/sys/fs/bpf/sluice".into(),
             state: "/var/lib/sluice".into(),
+            icmp_echo: lb_common::service::Echo::default(),
         },
         capacity: Capacity {
             services: 1_024,
@@ -175,6 +176,7 @@ fn one_interface_is_a_configuration() {
             hash_seed: None,
             pin: "/sys/fs/bpf/sluice".into(),
             state: "/var/lib/sluice".into(),
+            icmp_echo: lb_common::service::Echo::default(),
         },
         capacity: Capacity::default(),
         socket: "/run/sluice/sluice.sock".into(),

@@ -11,7 +11,7 @@ use lb_common::abi::{Node, Route, ServiceEntry};
 use lb_common::address::Address;
 use lb_common::event::Event;
 use lb_common::reason::Reason;
-use lb_common::service::{Directory, Service, ServiceTuple, vip_bit};
+use lb_common::service::{Directory, Echo, Service, ServiceTuple, VipNote, vip_bit};
 use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
@@ -58,7 +58,10 @@ fn entries(services: &[(ServiceKey, u32, u32)]) -> Vec<ServiceEntry> {
             flow_idle: 70,
         };
         entries.push(ServiceEntry::service(&tuple, data));
-        entries.push(ServiceEntry::vip(address, vip_bit(6)));
+        entries.push(ServiceEntry::vip(
+            address,
+            VipNote::new(vip_bit(6), Echo::Pass),
+        ));
     }
     entries
 }
@@ -340,6 +343,7 @@ fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
         flow_idle: 1_734,
         table_size: size,
         on_empty: OnEmpty::Keep,
+        echo: Echo::default(),
         backends: (1..=backends).map(backend).collect(),
     }
 }

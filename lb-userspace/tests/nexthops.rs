@@ -347,6 +347,7 @@ fn check_finds_what_is_wrong() {
             hash_seed: None,
             pin: "/sys/fs/bpf/sluice".into(),
             state: "/var/lib/sluice".into(),
+            icmp_echo: lb_common::service::Echo::default(),
         },
         capacity: Capacity::default(),
         socket: "/run/sluice/sluice.sock".into(),

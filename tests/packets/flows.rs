@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
 use libtest_mimic::Trial;
 
-use crate::cases::{good, through_gue};
+use crate::cases::{errors::error, good, through_gue};
 use crate::frame::{ACK, FIN, Frame, QINQ, SYN, VLAN, internet_checksum};
 use crate::outer::{Chosen, Mode};
 use crate::run::{Action, Kernel, Native, Outcome, Run, other};
@@ -24,6 +24,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "a client's packets go to one backend, whatever the ports",
         client_ip,
+    ),
+    (
+        "an ICMP error goes where the packets of its flow go",
+        errors,
     ),
     (
         "tunnels of different flows have different flow labels",
@@ -105,6 +109,55 @@ fn five_tuple(run: &mut dyn Run) -> Result<()> {
         }
     }
     ensure!(used == backends_of(&[9, 10]), "backends used: {used:?}");
+    Ok(())
+}
+
+/// From whatever router it comes: what counts is whose packet it quotes.
+fn errors(run: &mut dyn Run) -> Result<()> {
+    let mut used = BTreeSet::new();
+    for i in 0..200_u16 {
+        let (host, port) = (i % 100 + 1, 1_024 + i * 7);
+        let v4 = format!("198.51.100.{host}");
+        let v6 = format!("2001:db8:c::{host:x}");
+        let there = [
+            Frame::udp(MANY4, 53).from(&v4, port),
+            Frame::tcp(MANY6, 80).from(&v6, port),
+            // By the client's address alone.
+            Frame::tcp(MANY4, 80).from(&v4, port),
+            Frame::udp(MANY6, 53).from(&v6, port),
+        ];
+        let back = [
+            Frame::udp(&v4, port).from(MANY4, 53),
+            Frame::tcp(&v6, port).from(MANY6, 80),
+            Frame::tcp(&v4, port).from(MANY4, 80),
+            Frame::udp(&v6, port).from(MANY6, 53),
+        ];
+        for (there, back) in there.iter().zip(&back) {
+            let (vip, kind, header) = if there.v6() {
+                (MANY6, 2, 40)
+            } else {
+                (MANY4, 3, 20)
+            };
+            let error = error(vip, kind, 4 * (kind & 1), &back.packet()[..header + 8]);
+            let (backend, label) = sent(&run.run(&there.bytes())?)?;
+            let (other, other_label) = sent(&run.run(&error.bytes())?)?;
+            ensure!(
+                other.id == backend.id,
+                "flow {i} goes to {}, an error about it to {}",
+                backend.id,
+                other.id
+            );
+            ensure!(
+                other_label == label,
+                "flow {i} has label {label:?}, an error about it {other_label:?}"
+            );
+            used.insert(backend.id);
+        }
+    }
+    ensure!(
+        used == backends_of(&[8, 9, 10, 11]),
+        "backends used: {used:?}"
+    );
     Ok(())
 }
 

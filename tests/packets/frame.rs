@@ -16,6 +16,8 @@ pub const ACK: u8 = 0x10;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
 
 pub const CLIENT_V4: &str = "198.51.100.7";
 pub const CLIENT_V6: &str = "2001:db8:c::7";
@@ -88,6 +90,8 @@ pub struct Frame {
     fragment: Option<(u16, bool)>,
     extensions: Vec<Extension>,
     payload: Vec<u8>,
+    /// The payload is an ICMP message, which gets its checksum.
+    message: bool,
     patches: Vec<(At, usize, Vec<u8>)>,
     cut: Option<(At, usize)>,
     pad: usize,
@@ -115,6 +119,7 @@ impl Frame {
             fragment: None,
             extensions: Vec::new(),
             payload: b"golden payload".to_vec(),
+            message: false,
             patches: Vec::new(),
             cut: None,
             pad: 0,
@@ -135,9 +140,33 @@ impl Frame {
         Self::new(protocol, destination, 0)
     }
 
+    /// An ICMP or, to an IPv6 address, ICMPv6 message: type, code, the word behind the checksum, and what follows it.
+    pub fn icmp(destination: &str, kind: u8, code: u8, word: [u8; 4], body: &[u8]) -> Self {
+        let protocol = if destination.contains(':') {
+            ICMPV6
+        } else {
+            ICMP
+        };
+        let mut frame = Self::other(protocol, destination);
+        frame.payload = [&[kind, code, 0, 0][..], &word, body].concat();
+        frame.message = true;
+        frame
+    }
+
+    /// The IP packet alone.
+    pub fn packet(&self) -> Vec<u8> {
+        self.bytes()[self.l2_length()..].to_vec()
+    }
+
     pub fn from(mut self, source: &str, port: u16) -> Self {
         self.source = source.parse().expect("an address");
         self.source_port = port;
+        self
+    }
+
+    /// Another protocol in front of the same bytes.
+    pub const fn protocol(mut self, protocol: u8) -> Self {
+        self.protocol = protocol;
         self
     }
 
@@ -271,6 +300,7 @@ impl Frame {
         let field = match self.protocol {
             TCP => 16,
             UDP => 6,
+            _ if self.message => 2,
             _ => return bytes,
         };
         // RFC 9293, RFC 768, RFC 8200 8.1: the sum covers addresses, protocol and length as well. Their order is irrelevant.
@@ -283,6 +313,9 @@ impl Frame {
         }
         covered.extend([0, self.protocol]);
         covered.extend((bytes.len() as u16).to_be_bytes());
+        if self.protocol == ICMP {
+            covered.clear();
+        }
         covered.extend(&bytes);
         let sum = internet_checksum(&covered);
         bytes[field..field + 2].copy_from_slice(&sum.to_be_bytes());

@@ -98,6 +98,7 @@ impl Run for Native {
             Verdict::Refuse(reason) => match reason.fate() {
                 Fate::Pass => (Action::Pass, Some(reason)),
                 Fate::Drop => (Action::Drop, Some(reason)),
+                Fate::Reply => (Action::Tx, Some(reason)),
             },
         };
         let after = backend_counters(|id| self.plane.backend_counters(id));

@@ -6,15 +6,16 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Reason;
+use lb_common::service::Echo;
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::cases;
-use crate::frame::{ETHERNET, QINQ, TCP, UDP, VLAN, internet_checksum};
+use crate::frame::{ETHERNET, ICMP, ICMPV6, QINQ, TCP, UDP, VLAN, internet_checksum};
 use crate::outer::Chosen;
 use crate::run::{Action, Kernel, Native, Outcome, Run};
-use crate::world::{SERVICES, backend_of, is_vip, service_of};
+use crate::world::{SERVICES, Service, backend_of, echo_of, is_vip, service_of};
 use crate::{kernel, native};
 
 const MUTATIONS: usize = 20_000;
@@ -86,6 +87,8 @@ fn mutations(runs: &mut [&mut dyn Run]) -> Result<()> {
         "bad-header",
         "fragment",
         "not-ip",
+        "icmp-to-vip",
+        "icmp-echo",
     ] {
         ensure!(
             seen.get(what).is_some_and(|n| *n >= 100),
@@ -142,6 +145,11 @@ struct Seen {
     /// `None`: IPv6, and not to be found behind its extension headers.
     protocol: Option<u8>,
     port: Option<u16>,
+    /// Offset of the transport header in the frame.
+    transport: usize,
+    /// Behind the IP header is the middle of something.
+    later_fragment: bool,
+    fragment: bool,
 }
 
 fn be16(frame: &[u8], offset: usize) -> Option<usize> {
@@ -171,6 +179,9 @@ fn look(frame: &[u8]) -> Option<Seen> {
             length: be16(ip, 2)?,
             protocol: Some(ip[9]),
             port: None,
+            transport: 0,
+            later_fragment: be16(ip, 6)? & 0x1fff != 0,
+            fragment: be16(ip, 6)? & 0x3fff != 0,
         },
         0x86dd if ip.len() >= 40 => Seen {
             l2_length,
@@ -180,16 +191,18 @@ fn look(frame: &[u8]) -> Option<Seen> {
             length: 40 + be16(ip, 4)?,
             protocol: None,
             port: None,
+            transport: 0,
+            later_fragment: false,
+            fragment: false,
         },
         _ => return None,
     };
     let mut transport = 4 * usize::from(ip[0] & 0xf);
-    let mut later_fragment = !seen.v6 && be16(ip, 6)? & 0x1fff != 0;
     if seen.v6 {
         let mut next = ip[6];
         transport = 40;
         let mut headers = 0;
-        while matches!(next, 0 | 43 | 44 | 60) && !later_fragment {
+        while matches!(next, 0 | 43 | 44 | 60) && !seen.later_fragment {
             headers += 1;
             if headers > 8 {
                 return Some(seen);
@@ -197,7 +210,10 @@ fn look(frame: &[u8]) -> Option<Seen> {
             let Some(header) = ip.get(transport..transport + 8) else {
                 return Some(seen);
             };
-            later_fragment = next == 44 && be16(header, 2)? >> 3 != 0;
+            if next == 44 {
+                seen.later_fragment = be16(header, 2)? >> 3 != 0;
+                seen.fragment |= be16(header, 2)? & 0xfff9 != 0;
+            }
             transport += if next == 44 {
                 8
             } else {
@@ -207,7 +223,11 @@ fn look(frame: &[u8]) -> Option<Seen> {
         }
         seen.protocol = Some(next);
     }
-    if matches!(seen.protocol, Some(TCP | UDP)) && !later_fragment && transport + 4 <= seen.length {
+    seen.transport = l2_length + transport;
+    if matches!(seen.protocol, Some(TCP | UDP))
+        && !seen.later_fragment
+        && transport + 4 <= seen.length
+    {
         seen.port = be16(ip, transport + 2).map(|port| port as u16);
     }
     Some(seen)
@@ -233,6 +253,54 @@ impl Seen {
         }
     }
 
+    /// The type of an ICMP message to a VIP.
+    fn icmp(&self, frame: &[u8]) -> Option<u8> {
+        let protocol = if self.v6 { ICMPV6 } else { ICMP };
+        let end = self.l2_length + self.length;
+        (self.protocol == Some(protocol)
+            && is_vip(self.destination)
+            && self.well_formed(frame)
+            && !self.later_fragment
+            && self.transport + 8 <= end
+            && end <= frame.len())
+        .then(|| frame[self.transport])
+    }
+
+    /// The service whose packet an ICMP error to a VIP quotes.
+    fn quoted(&self, frame: &[u8]) -> Option<&'static Service> {
+        let kind = self.icmp(frame)?;
+        let error = if self.v6 {
+            matches!(kind, 1..=4)
+        } else {
+            matches!(kind, 3 | 11 | 12)
+        };
+        let end = self.l2_length + self.length;
+        if !error || self.fragment {
+            return None;
+        }
+        // Read as a frame of its own, whose destination is its source: then it is for the service that it came from.
+        let mut quote = frame[..end].to_vec();
+        quote.drain(ETHERNET..self.transport + 8);
+        let family: u16 = if self.v6 { 0x86dd } else { 0x0800 };
+        quote[12..ETHERNET].copy_from_slice(&family.to_be_bytes());
+        let (source, size) = if self.v6 { (22, 16) } else { (26, 4) };
+        if quote.len() < source + 2 * size {
+            return None;
+        }
+        quote.copy_within(source..source + size, source + size);
+        let whole = quote.len();
+        let inner = look(&quote)?;
+        if inner.destination != self.destination
+            || !inner.well_formed(&quote)
+            || inner.later_fragment
+            || inner.transport + 8 > whole
+        {
+            return None;
+        }
+        let port = be16(&quote, inner.transport)? as u16;
+        service_of(inner.destination, port, inner.protocol?)
+    }
+
     fn well_formed(&self, frame: &[u8]) -> bool {
         let first = frame[self.l2_length];
         if self.v6 {
@@ -245,12 +313,33 @@ impl Seen {
 
 fn judge(frame: &[u8], outcome: &Outcome) -> Result<()> {
     let seen = look(frame);
-    let ours = seen.as_ref().is_some_and(|seen| seen.may_be_refused(frame));
+    let echo = seen.as_ref().is_some_and(|seen| {
+        let request = if seen.v6 { 128 } else { 8 };
+        seen.icmp(frame) == Some(request)
+    });
+    let quoted = seen.as_ref().and_then(|seen| seen.quoted(frame));
+    let ours =
+        echo || quoted.is_some() || seen.as_ref().is_some_and(|seen| seen.may_be_refused(frame));
     if !ours {
         ensure!(
             outcome.action == Action::Pass,
             "for nobody here, and yet not passed"
         );
+    }
+    let reason = outcome.reasons.first().map(|(reason, _)| *reason);
+    if matches!(reason, Some(Reason::IcmpEcho | Reason::IcmpEchoOff)) {
+        let seen = seen.as_ref().context("an echo, but no IP packet")?;
+        let wanted = echo_of(&seen.destination.to_string());
+        let wanted = (wanted == Echo::Reply, wanted == Echo::Drop);
+        let got = (
+            reason == Some(Reason::IcmpEcho),
+            reason == Some(Reason::IcmpEchoOff),
+        );
+        ensure!(echo && wanted == got, "{reason:?}, but the VIP wants other");
+        if reason == Some(Reason::IcmpEcho) {
+            ensure!(outcome.action == Action::Tx && outcome.backends.is_empty());
+            return answer(frame, seen, &outcome.bytes);
+        }
     }
     if !outcome.forwarded() {
         ensure!(
@@ -266,12 +355,12 @@ fn judge(frame: &[u8], outcome: &Outcome) -> Result<()> {
     let seen = seen.context("forwarded, but no IP packet")?;
     let end = seen.l2_length + seen.length;
     ensure!(end <= frame.len(), "forwarded, but not whole");
-    let (protocol, port) = (
-        seen.protocol.context("no protocol")?,
-        seen.port.context("no port")?,
-    );
-    let service =
-        service_of(seen.destination, port, protocol).context("forwarded, but for no service")?;
+    let service = match (quoted, seen.protocol, seen.port) {
+        (Some(service), _, _) => Some(service),
+        (None, Some(protocol), Some(port)) => service_of(seen.destination, port, protocol),
+        _ => None,
+    };
+    let service = service.context("forwarded, but for no service")?;
     ensure!(
         outcome.reasons.is_empty() && outcome.backends.len() == 1,
         "one packet, one backend"
@@ -297,5 +386,52 @@ fn judge(frame: &[u8], outcome: &Outcome) -> Result<()> {
             "outer checksum"
         );
     }
+    Ok(())
+}
+
+/// The answer to an echo request: both pairs of addresses swapped, type, TTL and checksums new, nothing else; and the checksums as
+/// right as they were before.
+fn answer(request: &[u8], seen: &Seen, answer: &[u8]) -> Result<()> {
+    let ip = seen.l2_length;
+    let (addresses, size, ttl) = if seen.v6 {
+        (ip + 8, 16, ip + 7)
+    } else {
+        (ip + 12, 4, ip + 8)
+    };
+    let message = seen.transport;
+    let end = ip + seen.length;
+    ensure!(
+        message == addresses + 2 * size,
+        "an option, and yet answered"
+    );
+    ensure!(!seen.fragment, "a fragment, and yet answered");
+    let mut expected = request.to_vec();
+    for (at, size) in [(0, 6), (addresses, size)] {
+        let (first, second) = expected[at..].split_at_mut(size);
+        first.swap_with_slice(&mut second[..size]);
+    }
+    expected[message] = if seen.v6 { 129 } else { 0 };
+    expected[ttl] = 64;
+    let mut sums = vec![message + 2];
+    if !seen.v6 {
+        sums.push(ip + 10);
+    }
+    for at in sums {
+        expected[at..at + 2].copy_from_slice(&answer[at..at + 2]);
+    }
+    ensure!(answer == expected, "{expected:x?} expected");
+    // 0 and 0xffff are the same sum.
+    let residue =
+        |frame: &[u8], range: std::ops::Range<usize>| internet_checksum(&frame[range]) % 0xffff;
+    if !seen.v6 {
+        ensure!(
+            residue(request, ip..message) == residue(answer, ip..message),
+            "the IP header's checksum"
+        );
+    }
+    ensure!(
+        residue(request, message..end) == residue(answer, message..end),
+        "the message's checksum"
+    );
     Ok(())
 }

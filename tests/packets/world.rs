@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
 use lb_common::encap::Way;
-use lb_common::service::{Service as Found, ServiceTuple, vip_bit};
+use lb_common::service::{Echo, Service as Found, ServiceTuple, VipNote, vip_bit};
 use lb_common::slot::SlotWord;
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::Operation;
@@ -252,6 +252,15 @@ pub fn is_vip(address: IpAddr) -> bool {
         .any(|s| s.vip.parse::<IpAddr>() == Ok(address))
 }
 
+/// What happens to echo requests to this VIP.
+pub fn echo_of(vip: &str) -> Echo {
+    match vip {
+        ANY4 | ANY6 => Echo::Pass,
+        MANY4 | MANY6 => Echo::Drop,
+        _ => Echo::Reply,
+    }
+}
+
 pub const SOURCE4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const SOURCE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 pub const SOURCE_MAC: [u8; 6] = [0x02, 0xff, 0, 0, 0, 0x01];
@@ -378,7 +387,8 @@ pub fn operations(other: u32) -> Vec<Operation> {
             .iter()
             .filter(|s| s.vip == vip)
             .fold(0, |bits, s| bits | vip_bit(s.protocol));
-        entries.push(ServiceEntry::vip(address(vip), protocols));
+        let note = VipNote::new(protocols, echo_of(vip));
+        entries.push(ServiceEntry::vip(address(vip), note));
     }
     operations.push(Operation::SetServices { entries });
     operations

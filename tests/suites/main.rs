@@ -10,6 +10,7 @@ mod drain;
 mod edges;
 mod failover;
 mod forward;
+mod icmp;
 mod laboratory;
 mod lifecycle;
 mod overlay;
@@ -96,6 +97,7 @@ fn main() -> Result<()> {
     };
     laboratory::add(&mut suites);
     forward::add(&mut suites);
+    icmp::add(&mut suites);
     spread::add(&mut suites);
     failover::add(&mut suites);
     edges::add(&mut suites);

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use lb_common::service::Echo;
+
 use super::error::Problems;
 use super::read::{API, CAPACITY, Field, METRICS, NODE, Section};
 use super::service::unusable;
@@ -29,6 +31,7 @@ pub(super) fn node(root: &Section, problems: &mut Problems) -> NodeSpec {
         hash_seed: None,
         pin: PathBuf::from(DEFAULT_PIN),
         state: PathBuf::from(DEFAULT_STATE),
+        icmp_echo: Echo::default(),
     };
     let Some(field) = root.field("node") else {
         problems.add(
@@ -88,6 +91,10 @@ pub(super) fn node(root: &Section, problems: &mut Problems) -> NodeSpec {
     if let Some(field) = section.field("state") {
         let path = field.absolute_path(&format!("{DEFAULT_STATE:?}"), problems);
         spec.state = path.unwrap_or(spec.state);
+    }
+    if let Some(field) = section.field("icmp_echo") {
+        let known = Echo::ALL.map(|echo| (echo.name(), echo));
+        spec.icmp_echo = field.choice(&known, &[], problems).unwrap_or_default();
     }
     spec
 }

@@ -28,6 +28,7 @@ pub(super) static NODE: Shape = Shape {
         "hash_seed",
         "pin",
         "state",
+        "icmp_echo",
     ],
 };
 pub(super) static CAPACITY: Shape = Shape {

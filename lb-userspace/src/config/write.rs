@@ -33,6 +33,7 @@ struct Node<'a> {
     hash_seed: Option<&'a str>,
     pin: &'a std::path::Path,
     state: &'a std::path::Path,
+    icmp_echo: &'static str,
 }
 
 #[derive(Serialize)]
@@ -128,6 +129,7 @@ pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
         hash_seed,
         pin,
         state,
+        icmp_echo,
     } = node;
     let Capacity {
         services: most_services,
@@ -143,6 +145,7 @@ pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
             hash_seed: hash_seed.as_deref(),
             pin,
             state,
+            icmp_echo: icmp_echo.name(),
         },
         capacity: Sizes {
             services: most_services,

@@ -64,6 +64,7 @@ mod tests {
             hash_seed: None,
             pin: "/sys/fs/bpf/sluice".into(),
             state: directory.path().join("state"),
+            icmp_echo: lb_common::service::Echo::default(),
         };
         let seed = obtain(&node).unwrap();
         assert_eq!(seed.len(), 32);

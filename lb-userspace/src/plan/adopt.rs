@@ -63,7 +63,7 @@ impl Installed {
             } else {
                 Affinity::FiveTuple
             };
-            // Not known, nor needed: the full plan puts what is wanted in force.
+            // Not known, nor needed (nor is what is noted of its VIP): the full plan puts what is wanted in force.
             mine.tracking = Tracking::Adaptive;
             mine.flow_idle = service.flow_idle;
             mine.first_slot = service.first_slot;

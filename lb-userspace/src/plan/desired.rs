@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use lb_common::abi::Route;
+use lb_common::service::Echo;
 use lb_common::track::Status;
 
 use crate::model::{Affinity, OnEmpty, ServiceKey, TableSize};
@@ -18,6 +19,8 @@ pub struct DesiredService {
     pub flow_idle: u16,
     pub table_size: TableSize,
     pub on_empty: OnEmpty,
+    /// What happens to echo requests to its VIP; the same for all services.
+    pub echo: Echo,
     pub backends: Vec<DesiredBackend>,
 }
 

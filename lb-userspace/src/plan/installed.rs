@@ -8,7 +8,7 @@ use std::time::Duration;
 use lb_common::abi::{Route, ServiceEntry};
 use lb_common::address::Address;
 use lb_common::flow::Age;
-use lb_common::service::{Service, ServiceTuple, vip_bit};
+use lb_common::service::{Echo, Service, ServiceTuple, VipNote, vip_bit};
 
 use lb_common::track::{Status, TableWord};
 
@@ -31,6 +31,8 @@ pub struct InstalledService {
     /// In the data plane; never reused while the maps live.
     pub number: u32,
     pub affinity: Affinity,
+    /// What happens to echo requests to its VIP.
+    pub echo: Echo,
     pub tracking: Tracking,
     /// How long its flows may be silent, in units of [`Age`].
     pub flow_idle: u16,
@@ -55,6 +57,7 @@ impl InstalledService {
         Self {
             number,
             affinity: Affinity::default(),
+            echo: Echo::default(),
             tracking: Tracking::default(),
             flow_idle: 0,
             first_slot: 0,
@@ -318,11 +321,13 @@ impl Installed {
 
     /// The service table's entries: one for each service, and a note for each VIP.
     pub(super) fn entries(&self) -> Vec<ServiceEntry> {
-        let mut vips: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        let mut vips: BTreeMap<IpAddr, (u64, Echo)> = BTreeMap::new();
         let mut entries = Vec::with_capacity(2 * self.services.len());
         for (key, service) in &self.services {
             let protocol = key.protocol.number();
-            *vips.entry(key.vip).or_default() |= vip_bit(protocol);
+            let (protocols, echo) = vips.entry(key.vip).or_default();
+            *protocols |= vip_bit(protocol);
+            *echo = service.echo;
             let tuple = ServiceTuple {
                 address: Address::from(key.vip),
                 port: key.port.to_be(),
@@ -337,10 +342,9 @@ impl Installed {
             };
             entries.push(ServiceEntry::service(&tuple, data));
         }
-        entries.extend(
-            vips.into_iter()
-                .map(|(vip, protocols)| ServiceEntry::vip(Address::from(vip), protocols)),
-        );
+        entries.extend(vips.into_iter().map(|(vip, (protocols, echo))| {
+            ServiceEntry::vip(Address::from(vip), VipNote::new(protocols, echo))
+        }));
         entries
     }
 }

@@ -148,6 +148,7 @@ impl Planner<'_> {
             None => InstalledService::new(self.after.take_number()),
         };
         service.affinity = desired.affinity;
+        service.echo = desired.echo;
         let fresh_range = service.size != size;
         if fresh_range {
             // The old range stays as it is until the grace period; nobody else may get it in this plan.

@@ -176,6 +176,7 @@ mod tests {
             hash_seed: None,
             pin: "/sys/fs/bpf/sluice".into(),
             state: "/var/lib/sluice".into(),
+            icmp_echo: lb_common::service::Echo::default(),
         };
         let hop = NextHop {
             ifindex: 3,

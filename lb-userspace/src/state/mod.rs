@@ -311,6 +311,7 @@ impl State {
             flow_idle: crate::plan::idle_units(spec.times.flow_idle),
             table_size: spec.table_size,
             on_empty: spec.on_empty,
+            echo: self.node.icmp_echo,
             backends: present.collect(),
         }
     }

@@ -62,6 +62,7 @@ fn config(services: &[ServiceSpec]) -> Config {
             hash_seed: None,
             pin: "/sys/fs/bpf/sluice".into(),
             state: "/var/lib/sluice".into(),
+            icmp_echo: lb_common::service::Echo::default(),
         },
         capacity: Capacity::default(),
         socket: "/run/sluice/sluice.sock".into(),

@@ -149,6 +149,7 @@ pub fn service(n: u16, backends: &[u8]) -> DesiredService {
         flow_idle: 1_734,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
+        echo: lb_common::service::Echo::default(),
         backends: backends.iter().map(|n| backend(*n)).collect(),
     }
 }

@@ -1,5 +1,7 @@
 //! The golden cases: what goes in, and everything that must come out.
 
+mod echo;
+pub mod errors;
 mod forward;
 mod pass;
 mod refuse;
@@ -36,6 +38,8 @@ pub enum Expect {
         opener: bool,
     },
     Refuse(Action, Reason),
+    /// Back where it came from, as this frame.
+    Reply(Vec<u8>),
 }
 
 /// To this backend.
@@ -93,6 +97,8 @@ pub fn through_gue() -> [(&'static str, Frame, u32); 4] {
 
 pub fn all() -> Vec<Case> {
     let mut cases = forward::cases();
+    cases.extend(echo::cases());
+    cases.extend(errors::cases());
     cases.extend(pass::cases());
     cases.extend(refuse::cases());
     cases
@@ -149,6 +155,19 @@ fn check(case: &Case, outcome: &Outcome) -> Result<()> {
                     outcome.bytes
                 );
             }
+        }
+        Expect::Reply(answer) => {
+            ensure!(
+                outcome.action == Action::Tx
+                    && outcome.reasons == [(Reason::IcmpEcho, 1)]
+                    && outcome.backends.is_empty(),
+                "an answer expected, got {outcome:x?}"
+            );
+            ensure!(
+                outcome.bytes == *answer,
+                "{answer:x?}\nexpected, got\n{:x?}",
+                outcome.bytes
+            );
         }
         Expect::Forward {
             backend,

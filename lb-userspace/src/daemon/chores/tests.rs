@@ -32,6 +32,7 @@ fn desired(tracking: Tracking, backends: u8, table_size: TableSize) -> [DesiredS
         tracking,
         table_size,
         on_empty: OnEmpty::Keep,
+        echo: lb_common::service::Echo::default(),
         backends: (1..=backends).map(backend).collect(),
     }]
 }

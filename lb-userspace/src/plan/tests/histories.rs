@@ -117,6 +117,7 @@ fn edit_into(wanted: &mut Wanted, edit: &Edit) {
                 flow_idle: FLOW_IDLE,
                 table_size: settings.size,
                 on_empty: settings.on_empty,
+                echo: lb_common::service::Echo::default(),
                 backends: unique.iter().map(|(n, b)| make(key, *n, *b)).collect(),
             };
             wanted.insert(key, service);

@@ -1,5 +1,7 @@
 //! Settings of tracking that change while flows are remembered: for how long, and which.
 
+use lb_common::address::Address;
+use lb_common::service::{Echo, ServiceTuple, VipNote};
 use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::TableWord;
 
@@ -182,4 +184,28 @@ fn a_shorter_time_that_may_have_been_in_force_counts() {
         .iter()
         .any(|o| matches!(o, Operation::ChangeSlots { came_back, .. } if came_back.len() == 3));
     assert!(anew, "{:?}", plan.operations);
+}
+
+#[test]
+fn what_happens_to_pings_changes_in_the_vips_note_alone() {
+    let mut world = World::new(CAPACITY);
+    let wanted = |echo| DesiredService {
+        echo,
+        ..with(Tracking::Adaptive, FLOW_IDLE)
+    };
+    world.go(&[wanted(Echo::Reply)], None).unwrap();
+    for echo in [Echo::Drop, Echo::Pass, Echo::Reply] {
+        let plan = world.installed.plan(&[wanted(echo)], false).unwrap();
+        let [Operation::SetServices { entries }] = &plan.operations[..] else {
+            panic!("{:?}", plan.operations);
+        };
+        let tuple = ServiceTuple::vip(Address::from(vip().vip));
+        let note = entries.iter().find(|entry| entry.tuple() == Some(tuple));
+        let note = VipNote(note.expect("a note of the VIP").table);
+        assert_eq!(note.echo(), echo);
+        assert!(note.serves(vip().protocol.number()));
+        world.go(&[wanted(echo)], None).unwrap();
+    }
+    let plan = world.installed.plan(&[wanted(Echo::Reply)], false).unwrap();
+    assert!(plan.operations.is_empty());
 }

@@ -90,6 +90,7 @@ pub fn service(key: ServiceKey, backends: &[u8]) -> DesiredService {
         affinity: Affinity::FiveTuple,
         table_size: TableSize::Fixed(31),
         on_empty: OnEmpty::Keep,
+        echo: lb_common::service::Echo::default(),
         backends: backends.iter().map(|n| backend(key, *n)).collect(),
     }
 }
