@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -15,6 +16,9 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::pins::prepare;
 use crate::model::XdpMode;
+
+/// How long a link that was unpinned may take to go.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Where and how a program is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +87,7 @@ pub fn attach(
             interface,
             Flags::Driver,
             &pin_path(directory, prefix, XdpMode::Native, ifindex),
+            displaced.is_some(),
         ) {
             Ok(()) => return Ok(attachment(XdpMode::Native, None)),
             // What was forwarding goes on.
@@ -104,6 +109,7 @@ pub fn attach(
         interface,
         Flags::Skb,
         &pin_path(directory, prefix, XdpMode::Generic, ifindex),
+        displaced.is_some(),
     )
     .with_context(|| format!("{interface}: generic XDP"))?;
     Ok(attachment(XdpMode::Generic, refused))
@@ -183,8 +189,24 @@ fn replace(program: &mut Xdp, pin: &Path) -> Result<()> {
     Ok(())
 }
 
-fn attach_new(program: &mut Xdp, interface: &str, flags: Flags, pin: &Path) -> Result<()> {
-    let id = program.attach(interface, flags).map_err(explain)?;
+/// `leaving`: a link of ours was just unpinned, which the kernel frees behind our back.
+fn attach_new(
+    program: &mut Xdp,
+    interface: &str,
+    flags: Flags,
+    pin: &Path,
+    leaving: bool,
+) -> Result<()> {
+    let began = Instant::now();
+    let id = loop {
+        match program.attach(interface, flags) {
+            Ok(id) => break id,
+            Err(error) if leaving && is_taken(&error) && began.elapsed() < LEAVING => {
+                std::thread::sleep(LEAVING / 200);
+            }
+            Err(error) => return Err(explain(error)),
+        }
+    };
     let link = program.take_link(id)?;
     // aya falls back to netlink where the kernel says EINVAL; that attachment could not be pinned, and would die with us.
     let Ok(link) = FdLink::try_from(link) else {
@@ -195,12 +217,20 @@ fn attach_new(program: &mut Xdp, interface: &str, flags: Flags, pin: &Path) -> R
     Ok(())
 }
 
-fn explain(error: ProgramError) -> anyhow::Error {
-    let io_error = match &error {
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
         ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
         _ => None,
-    };
-    match io_error {
+    }
+}
+
+/// Whether another program is attached.
+fn is_taken(error: &ProgramError) -> bool {
+    matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
+}
+
+fn explain(error: ProgramError) -> anyhow::Error {
+    match errno(&error) {
         Some(libc::EBUSY | libc::EEXIST) => anyhow!(
             "another XDP program is attached there already: `ip link` shows its id; take it off with what attached it \
              (another sluice: `sluice detach`; else `bpftool link` finds and detaches it)"
