@@ -16,10 +16,10 @@ use lb_common::slot::{Mode, SlotWord};
 use lb_common::track::{Status, TableWord};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{DataPlane as _, Operation, grace, objects};
-use lb_userspace::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize, Tracking};
-use lb_userspace::plan::{DesiredBackend, DesiredService, Installed};
+use lb_userspace::model::{Affinity, Capacity, ServiceKey, TableSize, Tracking};
+use lb_userspace::plan::{DesiredService, Installed};
 use libtest_mimic::{Arguments, Failed, Trial};
-use testrun::{Program, XDP_DROP, XDP_PASS, XDP_TX, key, mark, packet, route};
+use testrun::{Program, XDP_DROP, XDP_PASS, XDP_TX, desired, key, mark, packet, route};
 
 /// How long packets run against changes, for each of the two proofs.
 const CHANGING: Duration = Duration::from_millis(2_500);
@@ -324,30 +324,6 @@ fn a_service_stays_while_others_come_and_go() {
     check_waits(&plane, changes);
 }
 
-fn desired(key: ServiceKey, size: TableSize, backends: u8) -> DesiredService {
-    let backend = |n| DesiredBackend {
-        address: IpAddr::from([10, 0, 0, n]),
-        identity: IpAddr::from([10, 0, 0, n]),
-        weight: 1,
-        eligible: true,
-        status: Status::Active,
-        lingers: false,
-        only_down: false,
-        may_keep: true,
-        route: Some(route(n)),
-    };
-    DesiredService {
-        key,
-        affinity: Affinity::FiveTuple,
-        tracking: Tracking::Adaptive,
-        flow_idle: 1_734,
-        table_size: size,
-        on_empty: OnEmpty::Keep,
-        echo: Echo::default(),
-        backends: (1..=backends).map(backend).collect(),
-    }
-}
-
 /// Plans and applies; how long each took.
 fn go(
     plane: &mut KernelDataPlane,
@@ -379,7 +355,7 @@ fn a_clients_connections_stay_together() {
         assert_eq!(action, XDP_TX);
         mark(bytes).expect("a whole header")
     };
-    let mut wanted = desired(key(1), TableSize::Fixed(1_021), 3);
+    let mut wanted = desired(key(1), TableSize::Fixed(1_021), 1..=3);
     wanted.affinity = Affinity::ClientIp;
     go(&mut plane, &mut installed, &[wanted.clone()]);
     let before: Vec<u8> = (0..200).map(|client| send(client, 1, SYN)).collect();
@@ -402,9 +378,11 @@ fn a_clients_connections_stay_together() {
     // And so when it is back, and another one comes.
     wanted.backends[1].eligible = true;
     wanted.backends[1].status = Status::Active;
-    wanted
-        .backends
-        .extend(desired(key(1), TableSize::Fixed(1_021), 4).backends.pop());
+    wanted.backends.extend(
+        desired(key(1), TableSize::Fixed(1_021), 1..=4)
+            .backends
+            .pop(),
+    );
     go(&mut plane, &mut installed, &[wanted]);
     for (client, backend) in (0..).zip(&before) {
         assert_eq!(send(client, 4, SYN), *backend, "client {client}");
@@ -426,7 +404,7 @@ fn what_was_ignored_is_cleared() {
         mark(bytes).expect("a whole header")
     };
     let wanted = |tracking, drained: Option<u8>| {
-        let mut service = desired(key(1), TableSize::Auto, 2);
+        let mut service = desired(key(1), TableSize::Auto, 1..=2);
         service.tracking = tracking;
         for backend in &mut service.backends {
             if Some(backend.address) == drained.map(|n| IpAddr::from([10, 0, 0, n])) {
@@ -487,12 +465,12 @@ fn how_long_changes_take() {
 
     let big = TableSize::Fixed(65_537);
     for (what, backends) in [("a new table", 100), ("one backend less", 99)] {
-        let wanted = [desired(key(1), big, backends)];
+        let wanted = [desired(key(1), big, 1..=backends)];
         let (planned, applied) = go(&mut plane, &mut installed, &wanted);
         println!("  65,537 slots, {what}: planned in {planned:?}, applied in {applied:?}");
     }
     let many: Vec<_> = (1..=1_000)
-        .map(|n| desired(key(n), TableSize::Auto, 3))
+        .map(|n| desired(key(n), TableSize::Auto, 1..=3))
         .collect();
     let (planned, applied) = go(&mut plane, &mut installed, &many);
     println!("  1,000 services of 3 backends: planned in {planned:?}, applied in {applied:?}");

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 use std::os::fd::AsFd;
 
-use crate::interface::{index, link_address};
+use crate::interface::bind_packet_socket;
 use crate::netns::Namespace;
 use crate::packet::{ETHERTYPE_VLAN, Ethernet};
 
@@ -200,8 +200,7 @@ fn open(interface: &str) -> Result<OwnedFd> {
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
         .context("cannot enlarge the receive buffer")?;
     let one: libc::c_int = 1;
-    let address = link_address(index(interface)?, libc::ETH_P_ALL as u16);
-    // SAFETY: both calls read plain values of the sizes given.
+    // SAFETY: the call reads a plain value of the size given.
     unsafe {
         if libc::setsockopt(
             socket.as_raw_fd(),
@@ -213,15 +212,8 @@ fn open(interface: &str) -> Result<OwnedFd> {
         {
             return Err(io::Error::last_os_error()).context("cannot ask for VLAN tags");
         }
-        if libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        ) != 0
-        {
-            return Err(io::Error::last_os_error()).context("cannot bind the packet socket");
-        }
     }
+    bind_packet_socket(&socket, interface)?;
     Ok(socket)
 }
 

@@ -246,7 +246,7 @@ pub fn send_frame(interface: &str, frame: &[u8]) -> Result<()> {
 }
 
 /// The address of an interface for AF_PACKET sockets; `protocol` as in `ETH_P_*`.
-pub(crate) fn link_address(ifindex: u32, protocol: u16) -> libc::sockaddr_ll {
+fn link_address(ifindex: u32, protocol: u16) -> libc::sockaddr_ll {
     libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: protocol.to_be(),
@@ -256,6 +256,23 @@ pub(crate) fn link_address(ifindex: u32, protocol: u16) -> libc::sockaddr_ll {
         sll_halen: 0,
         sll_addr: [0; 8],
     }
+}
+
+/// Lets everything that passes an interface, either way, into an AF_PACKET socket.
+pub(crate) fn bind_packet_socket(socket: &OwnedFd, interface: &str) -> Result<()> {
+    let address = link_address(index(interface)?, libc::ETH_P_ALL as u16);
+    // SAFETY: the call reads a plain structure of the size given.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("cannot bind the packet socket");
+    }
+    Ok(())
 }
 
 /// Whether this process may do what the laboratory needs.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 use crate::addresses::address;
-use crate::interface::{index, link_address};
+use crate::interface::bind_packet_socket;
 use crate::netns::Namespace;
 use crate::packet::{IPPROTO_TCP, IPPROTO_UDP};
 
@@ -65,8 +65,7 @@ fn open(interface: &str, wanted: Wanted) -> Result<OwnedFd> {
         len: filter.len() as u16,
         filter: filter.as_mut_ptr(),
     };
-    let address = link_address(index(interface)?, libc::ETH_P_ALL as u16);
-    // SAFETY: both calls read structures of the sizes given, and the filter they point to; all live across the calls.
+    // SAFETY: the call reads a structure of the size given, and the filter it points to; both live across it.
     unsafe {
         if libc::setsockopt(
             socket.as_raw_fd(),
@@ -78,15 +77,8 @@ fn open(interface: &str, wanted: Wanted) -> Result<OwnedFd> {
         {
             return Err(io::Error::last_os_error()).context("cannot attach the filter");
         }
-        if libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        ) != 0
-        {
-            return Err(io::Error::last_os_error()).context("cannot bind the packet socket");
-        }
     }
+    bind_packet_socket(&socket, interface)?;
     Ok(socket)
 }
 

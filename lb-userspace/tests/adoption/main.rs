@@ -271,6 +271,7 @@ fn main() {
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
     if root && !arguments.list {
         // Threads of this process inherit it; it goes with the last of them.
+        place::sweep();
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
     }
     let able = root && mounted;

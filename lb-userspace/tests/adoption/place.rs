@@ -10,12 +10,14 @@ use lb_common::track::Status;
 use lb_userspace::dataplane::attach::{self, BALANCER_PREFIX};
 use lb_userspace::dataplane::kernel::KernelDataPlane;
 use lb_userspace::dataplane::{Adoptable, DataPlane as _, Pins, objects};
-use lb_userspace::model::{Affinity, Capacity, OnEmpty, ServiceKey, TableSize, Tracking, XdpMode};
-use lb_userspace::plan::{DesiredBackend, DesiredService, Installed, Plan};
+use lb_userspace::model::{Capacity, ServiceKey, TableSize, XdpMode};
+use lb_userspace::plan::{DesiredService, Installed, Plan};
 
-use crate::testrun::{Program, XDP_TX, key, mark, packet, route};
+use crate::testrun::{Program, XDP_TX, desired, key, mark, packet};
 
 pub const BPFFS: &str = "/sys/fs/bpf";
+/// Of a pin directory; the process and a number follow.
+const PREFIX: &str = "sluice-adoption-";
 pub const SEED: &str = "adoption";
 pub const CAPACITY: Capacity = Capacity {
     services: 16,
@@ -24,6 +26,19 @@ pub const CAPACITY: Capacity = Capacity {
     flows: 4_096,
 };
 
+/// Removes what runs left that were killed: nothing of a process that is gone is needed.
+pub fn sweep() {
+    for entry in fs::read_dir(BPFFS).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A pin directory of its own, which goes with it.
 pub struct Place(pub Pins, pub PathBuf);
 
@@ -31,7 +46,7 @@ impl Place {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = Path::new(BPFFS).join(format!("sluice-adoption-{}-{n}", std::process::id()));
+        let path = Path::new(BPFFS).join(format!("{PREFIX}{}-{n}", std::process::id()));
         fs::create_dir(&path).expect("a directory in bpffs");
         Self(Pins::new(&path), path)
     }
@@ -127,31 +142,8 @@ pub fn send(program: &Program, key: &ServiceKey, client: u8, flags: u8) -> Resul
     }
 }
 
-pub fn backend(n: u8) -> DesiredBackend {
-    DesiredBackend {
-        address: IpAddr::from([10, 0, 0, n]),
-        identity: IpAddr::from([10, 0, 0, n]),
-        weight: 1,
-        eligible: true,
-        status: Status::Active,
-        lingers: false,
-        only_down: false,
-        may_keep: true,
-        route: Some(route(n)),
-    }
-}
-
 pub fn service(n: u16, backends: &[u8]) -> DesiredService {
-    DesiredService {
-        key: key(n),
-        affinity: Affinity::FiveTuple,
-        tracking: Tracking::Adaptive,
-        flow_idle: 1_734,
-        table_size: TableSize::Fixed(31),
-        on_empty: OnEmpty::Keep,
-        echo: lb_common::service::Echo::default(),
-        backends: backends.iter().map(|n| backend(*n)).collect(),
-    }
+    desired(key(n), TableSize::Fixed(31), backends.iter().copied())
 }
 
 pub fn drained(mut service: DesiredService, n: u8) -> DesiredService {

@@ -7,8 +7,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use lb_common::abi::Route;
 use lb_common::checksum;
 use lb_common::encap::Way;
+use lb_common::service::Echo;
+use lb_common::track::Status;
 use lb_userspace::dataplane::kernel::KernelDataPlane;
-use lb_userspace::model::{Protocol, ServiceKey};
+use lb_userspace::model::{Affinity, OnEmpty, Protocol, ServiceKey, TableSize, Tracking};
+use lb_userspace::plan::{DesiredBackend, DesiredService};
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
@@ -119,5 +122,34 @@ pub fn mark(packet: &[u8]) -> Result<u8, String> {
         Ok(mark)
     } else {
         Err(format!("a torn header: {header:02x?}"))
+    }
+}
+
+/// A service with these backends, all of one weight and eligible; their routes are marked with their numbers.
+pub fn desired(
+    key: ServiceKey,
+    size: TableSize,
+    backends: impl IntoIterator<Item = u8>,
+) -> DesiredService {
+    let backend = |n| DesiredBackend {
+        address: IpAddr::from([10, 0, 0, n]),
+        identity: IpAddr::from([10, 0, 0, n]),
+        weight: 1,
+        eligible: true,
+        status: Status::Active,
+        lingers: false,
+        only_down: false,
+        may_keep: true,
+        route: Some(route(n)),
+    };
+    DesiredService {
+        key,
+        affinity: Affinity::FiveTuple,
+        tracking: Tracking::Adaptive,
+        flow_idle: 1_734,
+        table_size: size,
+        on_empty: OnEmpty::Keep,
+        echo: Echo::default(),
+        backends: backends.into_iter().map(backend).collect(),
     }
 }
