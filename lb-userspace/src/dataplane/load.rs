@@ -92,9 +92,7 @@ impl KernelDataPlane {
             plane.tables.copy_from(&set.tables, plane.cpus);
             plane.set_services(&set.found.entries)?;
             for ifindex in &set.egress {
-                if let Err(error) = plane.allow_egress(*ifindex) {
-                    tracing::warn!("{error:#}: it may be gone");
-                }
+                plane.allow_egress(*ifindex)?;
             }
             plane.adopt_book();
         }
